@@ -49,6 +49,14 @@ ui: $(STAMP)  ## Serve the MLflow UI of the recorded runs on 127.0.0.1
 report: $(STAMP)  ## Build tables, figures and the report from the recorded runs
 	@$(BIN)/hicmae report
 
+.PHONY: slurm-up
+slurm-up: $(STAMP)  ## Start a real SLURM on this machine, for trying things out (root)
+	@$(BIN)/python -m slurm.testbed up
+
+.PHONY: slurm-down
+slurm-down: $(STAMP)  ## Stop that SLURM
+	@$(BIN)/python -m slurm.testbed down
+
 .PHONY: lock
 lock:  ## Resolve the dependencies of setup.cfg again into requirements.lock
 	@$(MAKE) --no-print-directory .uv/bin/uv
