@@ -1,0 +1,114 @@
+"""The command `hicmae`: launching, runs, data, models, reports. Each topic's commands live in `cli_<topic>.py` beside this file.
+
+    hicmae --help
+    hicmae launch ablation_hierarchical --smoke
+
+Nothing here imports torch: help and plans answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import hicmae
+from hicmae.errors import HicmaeError, UsageError, nearest_first, raise_unknown
+
+TOPICS = ("launch", "runs", "data", "model", "report", "search")  # experiments/cli_<topic>.py, in the order of the help
+_BadUsage: Any = typer.BadParameter.__mro__[1]  # the parser's UsageError, which typer does not export
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="hicmae",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    help="HiCMAE: audio-visual emotion recognition with planned, reproducible studies.",
+    epilog="Start with [bold]hicmae launch --list[/bold], then [bold]hicmae launch ablation_hierarchical --smoke[/bold].",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hicmae {hicmae.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def _register_topics() -> None:
+    for topic in TOPICS:
+        name = f"experiments.cli_{topic}"
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name).register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit: 0 done, 1 failed, 2 wrong usage, 130 stopped. Errors are one line on stderr."""
+    try:
+        code = app(args=arguments, prog_name="hicmae", standalone_mode=False)
+    except HicmaeError as error:
+        code = _complain(str(error), error.exit_code)
+    except _BadUsage as error:
+        code = _complain(_usage_text(error), 2) if error.format_message().strip() else 0  # without words: help was shown
+    except (typer.Abort, KeyboardInterrupt):
+        code = _complain("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output left: nothing to say
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    Console(stderr=True).print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
+    return code
+
+
+def _usage_text(error: Any) -> str:
+    """The parser's complaint, with all valid names, nearest first, where a name was unknown."""
+    context = getattr(error, "ctx", None)
+    wrong = getattr(error, "option_name", None)
+    text = str(error.format_message()).strip()
+    if context is None:
+        return text
+    if wrong and "such option" in text.lower():
+        valid = [
+            name
+            for parameter in context.command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+            if name[0] == "-"
+        ]
+        return _unknown("option", wrong, [*valid, "--help"])
+    if "no such command" in text.lower():
+        return _unknown("command", text.split("'")[1], list(context.command.commands))
+    return f"{text} (see `{context.command_path} --help`)"
+
+
+def _unknown(kind: str, name: str, valid: list[str]) -> str:
+    try:
+        raise_unknown(kind, name, nearest_first(name, valid))
+    except UsageError as error:
+        return str(error)
+
+
+_register_topics()
+
+if __name__ == "__main__":
+    main()

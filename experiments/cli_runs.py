@@ -1,0 +1,268 @@
+"""`hicmae status`, `logs`, `cancel`, `retry`, `diff` and `prune`: looking after recorded runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from experiments import execution, records, render, study_file
+from hicmae.config import differences
+from hicmae.errors import UsageError
+from hicmae.record import RunRecord, runs_root
+from slurm.local import local_process
+from slurm.progress import Progress
+from slurm.state import RunState, read_states
+from slurm.view import STYLES, duration
+
+PANEL = "Runs"
+WATCH_EVERY_S = 2.0
+CANCEL_WAIT_S = 60.0
+RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands about recorded runs."""
+    for command in (status, logs, cancel, retry, diff, prune):
+        app.command(command.__name__, rich_help_panel=PANEL)(command)
+
+
+def status(
+    name: Annotated[str, typer.Argument(help="A study; all of them when left out.", show_default=False)] = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep looking, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    runs: RUNS = None,
+) -> None:
+    """Show how far runs are: counts by state for every study, every run of one."""
+    root, console = runs or runs_root(), Console()
+    if as_json:
+        typer.echo(json.dumps([_study_json(root, study) for study in _studies(root, name)], indent=1))
+        return
+    if not watch:
+        console.print(_status(root, name))
+        return
+    with Live(_status(root, name), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            live.update(_status(root, name), refresh=True)
+
+
+def logs(
+    run: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
+    attempt: Annotated[int | None, typer.Option(help="Which attempt.", show_default="the last")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing what is added, until the run ends.")] = False,
+    runs: RUNS = None,
+) -> None:
+    """Print what a run wrote to its terminal."""
+    record = records.find_run(runs or runs_root(), run)
+    path = records.read_log(record, attempt)
+    with path.open("rb") as log:
+        while True:
+            typer.echo(log.read(), nl=False)
+            if not follow or not record.is_locked():
+                break
+            time.sleep(0.5)
+        typer.echo(log.read(), nl=False)
+
+
+def cancel(
+    target: Annotated[str, typer.Argument(help="A run id (or its beginning), or a study.")],
+    runs: RUNS = None,
+) -> None:
+    """Stop runs and take them off the list; a later launch starts them again from their last checkpoint."""
+    found = records.find_many(runs or runs_root(), target)
+    stopped = [record for record in found if _cancel(record)]
+    for record in stopped:
+        _wait_for_end(record)
+        record.append_event("cancelled", reason="by request")
+    typer.echo(f"cancelled {len(stopped)} of {len(found)} runs; the others were done or never planned")
+
+
+def retry(
+    target: Annotated[str, typer.Argument(help="A study, or a run id.")],
+    reason: Annotated[str, typer.Option(help="Why another attempt should end better; it is recorded.", prompt=False)],
+    max_parallel: Annotated[int | None, typer.Option(help="At most so many runs at once.")] = None,
+    runs: RUNS = None,
+) -> None:
+    """Run again what failed, and what was blocked by it; nothing else."""
+    root = runs or runs_root()
+    wanted = {record.id for record in records.find_many(root, target)}
+    jobs = []
+    for name in study_file.studies(root):
+        rows = [row for row in study_file.read(root, name)["runs"] if row["run_id"] in wanted]
+        states = read_states(root, [row["run_id"] for row in rows])
+        broken = [row for row in rows if states[row["run_id"]].state in ("failed", "blocked")]
+        jobs += [execution.job_of(root, records.recorded_run(root, name, row)) for row in broken]
+        wanted -= {row["run_id"] for row in rows}
+    for job in jobs:
+        RunRecord(job.path).append_event("planned", reason=f"retry: {reason}")
+    if not jobs:
+        typer.echo("nothing to retry: no run failed or was blocked")
+        return
+    raise typer.Exit(execution.execute_here(jobs, Console(), max_parallel))
+
+
+def diff(
+    first: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    runs: RUNS = None,
+) -> None:
+    """Compare two runs: the fields of their configurations, their code, their results."""
+    root = runs or runs_root()
+    old, new = records.find_run(root, first), records.find_run(root, second)
+    parts = {
+        "configuration": {name: list(values) for name, values in differences(old.config(), new.config()).items()},
+        "snapshot": _different(_flat(old.snapshot()), _flat(new.snapshot())),
+        "result": _different(_flat(_metrics(old)), _flat(_metrics(new))),
+    }
+    if as_json:
+        typer.echo(json.dumps(parts, indent=1))
+        return
+    for title, fields in parts.items():
+        Console().print(_difference_table(title, fields, old.id, new.id))
+
+
+def prune(
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also the resume points of finished runs (their weights stay).")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    runs: RUNS = None,
+) -> None:
+    """Remove run directories that no launched study names, after showing their size and asking."""
+    root = runs or runs_root()
+    wastes = [records.orphans(root), *([records.spent_checkpoints(root)] if checkpoints else [])]
+    wastes = [waste for waste in wastes if waste.paths]
+    for waste in wastes:
+        typer.echo(f"{len(waste.paths):6d}  {render.size_text(waste.bytes):>9}  {waste.why}")
+    if not wastes:
+        typer.echo("nothing to prune")
+    if not wastes or dry_run:
+        return
+    if not yes and not os.isatty(0):
+        raise UsageError("nobody can answer here (not a terminal): add --yes to remove, or --dry-run to look only")
+    if not yes:
+        typer.confirm(f"Remove {render.size_text(sum(waste.bytes for waste in wastes))} for good?", default=False, abort=True)
+    for waste in wastes:
+        waste.remove()
+    typer.echo(f"removed {render.size_text(sum(waste.bytes for waste in wastes))}")
+
+
+def _studies(root: Path, name: str) -> list[dict[str, Any]]:
+    names = [name] if name else study_file.studies(root)
+    return [study_file.read(root, each) for each in names]
+
+
+def _study_json(root: Path, study: dict[str, Any]) -> dict[str, Any]:
+    states = read_states(root, [row["run_id"] for row in study["runs"]])
+    rows = [{**row, **_state_json(states[row["run_id"]])} for row in study["runs"]]
+    return {"experiment": study["experiment"], "counts": dict(Counter(row["state"] for row in rows)), "runs": rows}
+
+
+def _state_json(state: RunState) -> dict[str, Any]:
+    return {"state": state.state, "reason": state.reason, "host": state.host, "attempts": state.attempts}
+
+
+def _status(root: Path, name: str) -> RenderableType:
+    studies = _studies(root, name)
+    if not studies:
+        return Text(f"no study was launched into {root} yet; `hicmae launch --list` shows them")
+    if not name:
+        return _overview(root, studies)
+    return _run_table(root, studies[0])
+
+
+def _overview(root: Path, studies: list[dict[str, Any]]) -> Table:
+    counted = {study["experiment"]: Counter(s.state for s in _states(root, study)) for study in studies}
+    shown = [state for state in render.STATE_ORDER if any(counter[state] for counter in counted.values())]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("study", no_wrap=True)
+    for column in ("runs", *shown):
+        table.add_column(column, justify="right", style=STYLES.get(column, ""))
+    for name, counter in counted.items():
+        table.add_row(name, str(sum(counter.values())), *(str(counter[state] or "·") for state in shown))
+    return table
+
+
+def _states(root: Path, study: dict[str, Any]) -> list[RunState]:
+    return list(read_states(root, [row["run_id"] for row in study["runs"]]).values())
+
+
+def _run_table(root: Path, study: dict[str, Any]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "stage", "corpus", "fold", "variant", "state", "progress", "left", "last value", "reason"):
+        table.add_column(column, no_wrap=column not in ("variant", "reason"), justify="right" if column == "fold" else "left")
+    for row, state in zip(study["runs"], _states(root, study), strict=True):
+        table.add_row(*_run_row(root, row, state))
+    counter = Counter(state.state for state in _states(root, study))
+    told = ", ".join(f"{counter[state]} {state}" for state in render.STATE_ORDER if counter[state])
+    return Group(Text(f"{study['experiment']}: {study['title']}", style="bold"), table, Text(told, style="dim"))
+
+
+def _run_row(root: Path, row: dict[str, Any], state: RunState) -> tuple[RenderableType, ...]:
+    progress = Progress(root / row["run_id"]).refresh()
+    busy = state.state in ("running", "interrupted", "unknown")
+    bar: RenderableType = ProgressBar(total=1.0, completed=progress.share, width=12) if busy else ""
+    left = duration(progress.remaining_s(time.time())) if state.state == "running" else ""
+    fold, variants = str(row["fold"] or ""), " = ".join(row["variants"])
+    what = (Text(row["run_id"][:8]), row["stage"], Text(row["corpus"]), fold, Text(variants))
+    return (*what, Text(state.state, style=STYLES.get(state.state, "")), bar, left, progress.headline(), Text(state.reason))
+
+
+def _cancel(record: RunRecord) -> bool:
+    """Ask a run to end; False for one that is done or was never planned."""
+    if record.state() in ("new", "done", "cancelled"):
+        return False
+    record.append_event("cancelled", reason="by request")  # read by the launcher, which then does not start it again
+    process = local_process(record) if record.is_locked() else None
+    if process is not None:
+        os.kill(process, signal.SIGTERM)
+    return True
+
+
+def _wait_for_end(record: RunRecord) -> None:
+    deadline = time.monotonic() + CANCEL_WAIT_S
+    while record.is_locked() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _metrics(record: RunRecord) -> dict[str, Any]:
+    return dict((record.result() or {}).get("metrics") or {})
+
+
+def _different(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [old.get(name), new.get(name)] for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)}
+
+
+def _difference_table(title: str, fields: dict[str, list[Any]], first: str, second: str) -> RenderableType:
+    if not fields:
+        return Text(f"{title}: no difference", style="dim")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("field", first[:8], second[:8]):
+        table.add_column(column)
+    for name, (old, new) in fields.items():
+        table.add_row(name, *(Text("-" if value is None else str(value)) for value in (old, new)))
+    return table

@@ -1,0 +1,160 @@
+"""What runs will cost in time and disk: from recorded runs of the same shape where there are any, else from FLOPs.
+
+The FLOPs are those of the matrix products of the transformers (2 per multiply and add); backward counts twice forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments import recipes
+from experiments.available import why_absent
+from experiments.experiment import Run
+from hicmae.config import DataConfig, DecoderConfig, EncoderConfig, PretrainConfig, RunConfig, flatten
+from hicmae.record import RunRecord
+from slurm.machine import visible_gpus
+
+GPU_FLOPS = 100e12  # per second, sustained in mixed precision by a card of the A100's class; an assumption, printed as such
+CORE_FLOPS = 25e9  # per second, sustained in float32 by one core
+UNIT = {"gpu": "GPU-hours", "cpu": "CPU-hours"}
+# What does not change how long a run takes.
+_SHAPELESS = ("seed", "data.fold", "data.fingerprint", "initial.reference", "initial.source", "initial.epoch", "keep_epochs")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Device hours (of `unit`) and bytes on disk; `measured` says whether recorded runs of the shape stand behind it."""
+
+    hours: float
+    disk_bytes: int
+    measured: bool
+    wall_s: float
+
+
+def shape_of(config: RunConfig) -> tuple[tuple[str, Any], ...]:
+    """All fields that decide how long a run takes: runs of equal shape are compared."""
+    return tuple((name, value) for name, value in flatten(config).items() if name not in _SHAPELESS)
+
+
+class Costs:
+    """Predicts costs from the runs recorded under a root; every shape is looked up once."""
+
+    def __init__(self, runs_root: Path, done: Iterable[Run]) -> None:
+        self._walls: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+        self.device = "gpu" if visible_gpus() else "cpu"
+        self._recorded_hours: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+        for run in done:
+            self._take(runs_root, run)
+
+    def of(self, run: Run) -> Cost:
+        """The cost of a run from its beginning."""
+        shape, disk_bytes = shape_of(run.config), disk(run.config)
+        if shape in self._walls:
+            return Cost(median(self._recorded_hours[shape]), disk_bytes, True, median(self._walls[shape]))
+        hours = flops(run.config) / (GPU_FLOPS if self.device == "gpu" else CORE_FLOPS) / 3600
+        return Cost(hours, disk_bytes, False, hours * 3600)
+
+    def _take(self, runs_root: Path, run: Run) -> None:
+        result = RunRecord(runs_root / run.run_id).result() or {}
+        wall_s = result.get("wall_s")
+        if isinstance(wall_s, (int, float)):
+            hours = result.get(f"{self.device}_hours") or wall_s / 3600
+            self._walls.setdefault(shape_of(run.config), []).append(float(wall_s))
+            self._recorded_hours.setdefault(shape_of(run.config), []).append(float(hours))
+
+
+def flops(config: RunConfig) -> float:
+    """Of the training steps of a run, forward and backward, over all its epochs; evaluation is left out."""
+    clips = clips_of(config.data)
+    if isinstance(config, PretrainConfig):
+        return 3 * _pretrain_flops(config) * clips * config.optim.epochs
+    tokens = _tokens(config.encoder)
+    per_clip = sum(_encoder_flops(config.encoder, count) for count in tokens) + _fusion_flops(config.encoder, *tokens)
+    return 3 * per_clip * clips * config.optim.epochs * config.augment.repeats
+
+
+def parameters(config: RunConfig) -> int:
+    """Weights of the transformers, to a few percent: what checkpoints and memory are made of."""
+    encoder = config.encoder
+    count = 2 * encoder.depth * _block(encoder.dim, encoder.mlp_ratio) + encoder.fusion_depth * 2 * _cross_block(encoder)
+    if isinstance(config, PretrainConfig):
+        decoder = config.decoder
+        count += 2 * decoder.depth * _block(decoder.dim, encoder.mlp_ratio) + 4 * decoder.dim * encoder.dim
+    return int(count)
+
+
+def disk(config: RunConfig) -> int:
+    """Bytes that a run leaves: two checkpoints with the optimiser's two moments, the final weights and those kept."""
+    kept = len(config.keep_epochs) if isinstance(config, PretrainConfig) else 0
+    return 4 * parameters(config) * (2 * 3 + 1 + kept)
+
+
+def memory(config: RunConfig) -> int:
+    """Bytes of main memory that a run on the CPU wants: the interpreter, weights with gradient and moments, activations."""
+    tokens = sum(_tokens(config.encoder))
+    activations = (
+        4 * tokens * config.encoder.dim * config.encoder.depth * 40 * config.optim.batch_size // config.optim.accumulation_steps
+    )
+    if isinstance(config, PretrainConfig):
+        activations //= 3  # hidden tokens never enter the encoders
+    return int((1 << 30) + 16 * parameters(config) + activations)
+
+
+def clips_of(data: DataConfig) -> int:
+    """Clips in the training part: found on this machine, else as published; 0 when neither is known."""
+    return _clips(data.corpus, data.fold is not None)
+
+
+@cache
+def _clips(corpus_name: str, with_test_part: bool) -> int:
+    from hicmae.data import location
+
+    corpus = recipes.corpus(corpus_name)
+    if why_absent(corpus_name) is None:
+        total = len(corpus.samples(location.corpus_root(corpus_name)))
+    else:
+        total = corpus.published.get("clips", 0)
+    folds = max(len(corpus.folds), 2)
+    return round(total * (folds - 1) / folds) if with_test_part else total
+
+
+def _tokens(encoder: EncoderConfig) -> tuple[int, int]:
+    """Video and audio tokens of a clip."""
+    time, height, width = encoder.video_grid
+    audio_time, audio_mel = encoder.audio_grid
+    return time * height * width, audio_time * audio_mel
+
+
+def _block(dim: int, mlp_ratio: float) -> float:
+    return (4 + 2 * mlp_ratio) * dim * dim
+
+
+def _cross_block(encoder: EncoderConfig) -> float:
+    return _block(encoder.dim, encoder.mlp_ratio) + 4 * encoder.dim * encoder.dim
+
+
+def _encoder_flops(encoder: EncoderConfig, tokens: float) -> float:
+    attention = 4 * tokens * tokens * encoder.dim
+    return encoder.depth * (2 * tokens * _block(encoder.dim, encoder.mlp_ratio) + attention)
+
+
+def _fusion_flops(encoder: EncoderConfig, video: float, audio: float) -> float:
+    attention = 4 * encoder.dim * (video * video + audio * audio + 2 * video * audio)
+    return encoder.fusion_depth * (2 * (video + audio) * _cross_block(encoder) + attention)
+
+
+def _decoder_flops(decoder: DecoderConfig, mlp_ratio: float, tokens: float) -> float:
+    return decoder.depth * (2 * tokens * _block(decoder.dim, mlp_ratio) + 4 * tokens * tokens * decoder.dim)
+
+
+def _pretrain_flops(config: PretrainConfig) -> float:
+    video, audio = _tokens(config.encoder)
+    seen_video, seen_audio = video * (1 - config.objective.video_mask_ratio), audio * (1 - config.objective.audio_mask_ratio)
+    encoders = _encoder_flops(config.encoder, seen_video) + _encoder_flops(config.encoder, seen_audio)
+    decoders = sum(_decoder_flops(config.decoder, config.encoder.mlp_ratio, tokens) for tokens in (video, audio))
+    return encoders + _fusion_flops(config.encoder, seen_video, seen_audio) + decoders

@@ -1,0 +1,136 @@
+"""Launch a study: plan, ask, execute what is missing.
+
+    python experiments/launch.py NAME [--smoke] [--dry-run] [--yes]     # the same as `hicmae launch NAME`
+    python experiments/launch.py --list
+    python experiments/launch.py path/to/my_study.py --only variant=base fold=1
+
+Launching is reconciling: run twice, the second does nothing; stopped, the next goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as a script, Python puts this folder on the path instead of the checkout
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from rich.console import Console
+
+from experiments import available, execution, experiment, render, selection, study_file
+from experiments.experiment import Experiment, Run
+from experiments.plan import Plan, make_plan
+from hicmae import presets
+from hicmae.errors import UsageError
+from hicmae.record import RunRecord
+from slurm.local import Job
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a launch was asked for. Empty tuples and None leave the study as declared."""
+
+    name: str
+    runs_root: Path
+    smoke: bool = False
+    size: str | None = None
+    corpora: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
+    yes: bool = False
+    max_parallel: int | None = None
+    gpus_per_run: int = 1
+    command: tuple[str, ...] = ()
+
+
+def plan_for(request: Request, study: Experiment) -> tuple[Plan, available.Fingerprints]:
+    """The plan of a request, and the corpora's content hashes that it rests on."""
+    recorded = study_file.read_or_none(request.runs_root, study.name)
+    prints = available.Fingerprints((recorded or {}).get("fingerprints"))
+    runs = study.runs(prints)
+    chosen = selection.select(runs, request.only)
+    return make_plan(study, runs, chosen, request.runs_root, recorded, prints.missing), prints
+
+
+def requested(request: Request) -> Experiment:
+    """The study with the size, corpora and seeds that were asked for. Raises UsageError for unknown ones."""
+    study = experiment.find(request.name)
+    if request.smoke and request.size not in (None, "smoke"):
+        raise UsageError(f"--smoke and --size {request.size} exclude each other")
+    if request.smoke or request.size == "smoke":
+        study = study.at_smoke_size()
+    elif request.size is not None:
+        study = replace(study, size=presets.check_size(request.size))
+    if request.corpora:
+        study = replace(study, corpora=request.corpora)
+    return replace(study, seeds=request.seeds) if request.seeds else study
+
+
+def launch(request: Request, console: Console) -> int:
+    """Plan, ask, execute on this machine; returns the exit code: 0 when all is done, 1 when runs failed, 130 when stopped."""
+    study = requested(request)
+    available.ensure_generated(study.used_corpora(), console)
+    plan, prints = plan_for(request, study)
+    if not plan.to_do:
+        record_study(request, plan, prints)
+        console.print(_nothing_left(plan), highlight=False)
+        return 0
+    render.show_plan(console, plan, graph=False)
+    prints.require(run.corpus for run in plan.to_do)
+    confirm(request, len(plan.to_do), console)
+    record_study(request, plan, prints)
+    record_intent(request, plan.to_do)
+    return execute(request, plan, console)
+
+
+def execute(request: Request, plan: Plan, console: Console) -> int:
+    """Run what is to do on this machine, and wait for what another launcher on it is running."""
+    waited_for = [run for run in plan.active if plan.state(run) == "running"]
+    wanted = {run.run_id for run in (*plan.to_do, *waited_for)}
+    jobs = [_job(request.runs_root, run, plan) for run in plan.selected if run.run_id in wanted]
+    return execution.execute_here(jobs, console, request.max_parallel, request.gpus_per_run)
+
+
+def record_study(request: Request, plan: Plan, prints: available.Fingerprints) -> None:
+    """Write what the study wants, for reports and MLflow, before anything runs."""
+    snapshot: Mapping[str, Any] = {"python": sys.version.split()[0]}
+    study_file.write(request.runs_root, plan.experiment, plan.runs, prints.known, request.command, snapshot)
+
+
+def record_intent(request: Request, runs: Sequence[Run]) -> None:
+    """Make every run's directory and say in it that the run is planned, and by whom."""
+    for run in runs:
+        record = RunRecord.create(request.runs_root, run.config)
+        record.append_event("planned", experiment=run.experiment, variants=list(run.variants), command=list(request.command))
+
+
+def confirm(request: Request, number: int, console: Console) -> None:
+    """Ask on a terminal. Raises UsageError where nobody can answer, typer.Abort on a no."""
+    if request.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can answer here (not a terminal): add --yes to launch, or --dry-run to look at the plan only")
+    import typer
+
+    typer.confirm(f"Launch {number} runs?", default=True, abort=True)
+
+
+def _job(runs_root: Path, run: Run, plan: Plan) -> Job:
+    expected = plan.costs.of(run)
+    return execution.job_of(runs_root, run, expected.wall_s if expected.measured else None)
+
+
+def _nothing_left(plan: Plan) -> str:
+    done = sum(plan.state(run) == "done" for run in plan.selected)
+    if plan.active:
+        return f"Nothing to start: {done} runs are done, {len(plan.active)} are being worked on (see `hicmae status`)."
+    return f"Nothing left to do: all {done} runs of {plan.experiment.name} are done."
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    main(["launch", *sys.argv[1:]])

@@ -1,0 +1,351 @@
+"""The clip store: every clip decoded once, shared by all runs on a machine or a filesystem.
+
+Frames are kept as JPEG at the working size, sound as 16 kHz 16-bit samples, in packs of a few hundred clips (store.py). The
+name of a pack is the hash of how it was made and of the bytes of the files that went in, so a pack is never wrong, only absent:
+a changed file, another size or another crop is another pack. Any number of jobs may build at once; each pack is built by
+one of them, under a lock. With HICMAE_STORE=off clips are decoded at every use, to the same pixels and samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from PIL import Image
+
+from hicmae.data import clips, location, manifest
+from hicmae.data.clips import Frames, Waveform
+from hicmae.data.corpora import Corpus, Sample
+from hicmae.data.store import Pack, PackDamaged, Parts, pack_parts, write_pack
+from hicmae.errors import ClipError, HicmaeError
+
+FORMAT = 1
+JPEG_QUALITY = 90  # 4:2:0 as in the videos; mean error of 1.1 of 255 at 4.9 kB for 160x160
+SECOND = clips.SAMPLE_RATE_HZ
+PACK_CLIPS, PACKS_WANTED = 256, 32  # clips in a pack at most; packs of a small corpus, so that all cores can build
+OPEN_PACKS = 512
+Crop = tuple[int, int, int, int]
+T = TypeVar("T")
+
+
+class ClipSource(Protocol):
+    """Frames and sound of samples by their number."""
+
+    def frame_count(self, number: int) -> int: ...
+
+    def times_s(self, number: int) -> NDArray[np.float32] | None:
+        """Start of every frame and end of the last, or None for folders of pictures."""
+
+    def frames(self, number: int, indices: Sequence[int]) -> Frames:
+        """(n, px, px, 3)"""
+
+    def sample_count(self, number: int) -> int: ...
+
+    def sound(self, number: int, span: slice) -> NDArray[np.float32]:
+        """Samples in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How records of one kind are made; all of it counts for the name of a pack."""
+
+    kind: str  # video or sound
+    image_px: int = 0
+    crop: Crop | None = None
+
+    def record(self, path: Path) -> bytes | str:
+        """The record of a file, or the reason why there is none."""
+        try:
+            return self._video(path) if self.kind == "video" else _sound_record(clips.read_sound(path))
+        except ClipError as error:
+            return error.reason
+
+    def _video(self, path: Path) -> bytes:
+        reader = clips.open_frames(path)
+        times = reader.times_s()
+        pictures = [to_jpeg(frame, self.image_px, self.crop) for frame in clips.all_frames(reader)]
+        return pack_parts([b"" if times is None else times.astype("<f4").tobytes(), *pictures])
+
+
+def to_jpeg(frame: Frames, image_px: int, crop: Crop | None) -> bytes:
+    """A frame at the working size. The crop is that of 224x224 frames and touches no others."""
+    if crop and frame.shape[:2] == (224, 224):
+        top, bottom, left, right = crop
+        frame = frame[top:bottom, left:right]
+    picture = Image.fromarray(frame)
+    if picture.size != (image_px, image_px):
+        picture = picture.resize((image_px, image_px), Image.Resampling.BILINEAR)
+    packed = io.BytesIO()
+    picture.save(packed, "JPEG", quality=JPEG_QUALITY)
+    return packed.getvalue()
+
+
+def from_jpeg(packed: memoryview | bytes) -> Frames:
+    """The pixels (px, px, 3) of a packed frame."""
+    with Image.open(io.BytesIO(packed)) as picture:
+        return np.asarray(picture)
+
+
+def _sound_record(samples: Waveform) -> bytes:
+    seconds = [samples[start : start + SECOND].astype("<i2").tobytes() for start in range(0, len(samples), SECOND)]
+    return pack_parts([np.asarray([len(samples)], "<u8").tobytes(), *seconds])
+
+
+class PackedFiles:
+    """The records of one kind for a list of files, in as many packs as are needed."""
+
+    def __init__(self, root: Path, recipe: Recipe, files: Sequence[Path], digests: dict[Path, str]) -> None:
+        self.recipe, self.files = recipe, list(files)
+        self.size = max(1, min(PACK_CLIPS, -(-len(self.files) // PACKS_WANTED)))
+        self.packs = [self._place(root, start, digests) for start in range(0, len(self.files), self.size)]
+        self._open: OrderedDict[int, Pack] = OrderedDict()
+
+    def _place(self, root: Path, start: int, digests: dict[Path, str]) -> Path:
+        made_of = [FORMAT, JPEG_QUALITY, self.recipe.kind, self.recipe.image_px, self.recipe.crop]
+        made_of.append([digests[path] for path in self.files[start : start + self.size]])
+        name = hashlib.blake2b(json.dumps(made_of).encode(), digest_size=16).hexdigest()
+        return root / self.recipe.kind / name[:2] / f"{name}.pack"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": OrderedDict()}  # memory maps stay with their process
+
+    def pack(self, number: int) -> Pack:
+        """A pack, opened; built if it is not there, built again if it is damaged."""
+        if number not in self._open:
+            self._open[number] = self.build(number)
+            if len(self._open) > OPEN_PACKS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def is_there(self, number: int) -> bool:
+        """Whether a pack can be used as it is."""
+        try:
+            self._open[number] = Pack(self.packs[number])
+        except (FileNotFoundError, PackDamaged):
+            return False
+        return True
+
+    def build(self, number: int, wait: bool = True) -> Pack:
+        """Make a pack unless it is there and whole. Raises Timeout when another process makes it and `wait` is False."""
+        place = self.packs[number]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(place.with_suffix(".lock")), timeout=-1 if wait else 0):
+            try:
+                return Pack(place)
+            except FileNotFoundError:
+                pass
+            except PackDamaged:
+                place.unlink()
+            media = self.files[number * self.size : (number + 1) * self.size]
+            write_pack(place, (self.recipe.record(path) for path in media))
+            return Pack(place)
+
+    def parts(self, number: int) -> Parts:
+        """The record of a file. Raises ClipError with the reason when the file could not be decoded."""
+        pack = self.pack(number // self.size)
+        if reason := pack.errors.get(number % self.size):
+            raise ClipError(self.files[number], reason)
+        return Parts(pack.record(number % self.size))
+
+    def checked(self, number: int, use: Callable[[Parts], T]) -> T:
+        """What `use` makes of a file's record; a pack that turns out to be damaged is built again, once."""
+        try:
+            return use(self.parts(number))
+        except PackDamaged:
+            self._open.pop(number // self.size, None)
+            self.packs[number // self.size].unlink(missing_ok=True)
+            return use(self.parts(number))
+
+    def reasons(self) -> dict[Path, str]:
+        """Files without a record, and why."""
+        found = {}
+        for number in range(len(self.packs)):
+            for place, reason in self.pack(number).errors.items():
+                found[self.files[number * self.size + place]] = reason
+        return found
+
+
+def build_all(kinds: Sequence[PackedFiles], workers: int | None = None) -> None:
+    """Make all missing packs on all cores, with a progress bar on a terminal. Can be interrupted; what is done stays."""
+    missing = [(files, number) for files in kinds for number in range(len(files.packs)) if not files.is_there(number)]
+    if not missing:
+        return
+    with _progress(sum(files.size for files, _ in missing)) as advance:
+        later = [item for item in _build(missing, workers, advance, wait=False) if item]
+        for _ in _build(later, workers, advance, wait=True):  # those that other jobs were building meanwhile
+            pass
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+Task = tuple[PackedFiles, int]
+
+
+def _build(tasks: list[Task], workers: int | None, advance: Callable[[int], None], wait: bool) -> Iterator[Task | None]:
+    def one(task: Task) -> Task | None:
+        try:
+            task[0].build(task[1], wait)
+        except Timeout:
+            return task
+        except OSError as error:
+            raise HicmaeError(f"clip store {task[0].packs[task[1]].parent}: {error.strerror}; set HICMAE_STORE") from None
+        advance(task[0].size)
+        return None
+
+    pool = ThreadPoolExecutor(workers or cores())  # decord, PyAV and Pillow work without the GIL
+    try:
+        for future in as_completed([pool.submit(one, task) for task in tasks]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _progress:
+    """A rich progress bar on standard error, when that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._task = self._bar.add_task("decoding clips into the store", total=total)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._bar.start()
+        return lambda clips_done: self._bar.advance(self._task, clips_done)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+class ClipStore:
+    """Samples from the store. `modality` says which streams are needed; `build` makes what is missing."""
+
+    def __init__(
+        self, samples: Sequence[Sample], corpus: Corpus, image_px: int, modality: str = "AV", root: Path | None = None
+    ) -> None:
+        root = root or location.store_root()
+        self.samples = list(samples)
+        videos = _needed(self.samples, "video") if "V" in modality else []
+        sounds = _needed(self.samples, "audio") if "A" in modality else []
+        digests = manifest.file_digests(list(dict.fromkeys([*videos, *sounds])))
+        self._video = PackedFiles(root, Recipe("video", image_px, corpus.crop(image_px)), videos, digests)
+        self._sound = PackedFiles(root, Recipe("sound"), sounds, digests)
+        self._video_number = {path: number for number, path in enumerate(videos)}
+        self._sound_number = {path: number for number, path in enumerate(sounds)}
+
+    def build(self, workers: int | None = None) -> None:
+        """Decode what is not there yet."""
+        build_all([self._video, self._sound], workers)
+
+    def problems(self) -> list[manifest.Problem]:
+        """The samples whose files could not be decoded."""
+        reasons = {**self._sound.reasons(), **self._video.reasons()}
+        bad = []
+        for sample in self.samples:
+            used = (path for path in (sample.video, sample.audio) if path in reasons)
+            for path in used:
+                bad.append(manifest.Problem(sample.sample_id, str(path), reasons[path]))
+                break
+        return bad
+
+    def frame_count(self, number: int) -> int:
+        return self._on_video(number, lambda parts: parts.count - 1)
+
+    def times_s(self, number: int) -> NDArray[np.float32] | None:
+        times = self._on_video(number, lambda parts: np.frombuffer(parts.part(0), "<f4"))
+        return times if len(times) else None
+
+    def frames(self, number: int, indices: Sequence[int]) -> Frames:
+        return self._on_video(number, lambda parts: _repeated(indices, lambda index: from_jpeg(parts.part(1 + index))))
+
+    def sample_count(self, number: int) -> int:
+        return self._on_sound(number, _sample_count)
+
+    def sound(self, number: int, span: slice) -> NDArray[np.float32]:
+        return self._on_sound(number, lambda parts: _sound_of(parts, span))
+
+    def _on_video(self, number: int, use: Callable[[Parts], T]) -> T:
+        return self._video.checked(self._video_number[_present(self.samples[number], "video")], use)
+
+    def _on_sound(self, number: int, use: Callable[[Parts], T]) -> T:
+        return self._sound.checked(self._sound_number[_present(self.samples[number], "audio")], use)
+
+
+def _needed(samples: Sequence[Sample], stream: str) -> list[Path]:
+    return list(dict.fromkeys(path for sample in samples if (path := getattr(sample, stream))))
+
+
+def _present(sample: Sample, stream: str) -> Path:
+    path: Path | None = getattr(sample, stream)
+    if path is None:
+        raise ClipError(sample.sample_id, f"has no {stream}; use the other modality alone")
+    return path
+
+
+def _repeated(indices: Sequence[int], read: Callable[[int], Frames]) -> Frames:
+    """Frames in the order asked for; one that is wanted several times is decoded once."""
+    pictures = {index: read(index) for index in dict.fromkeys(indices)}
+    return np.stack([pictures[index] for index in indices])
+
+
+def _sample_count(parts: Parts) -> int:
+    return int(np.frombuffer(parts.part(0), "<u8")[0])
+
+
+def _sound_of(parts: Parts, span: slice) -> NDArray[np.float32]:
+    start, stop, _ = span.indices(_sample_count(parts))
+    pieces = [np.frombuffer(parts.part(1 + second), "<i2") for second in range(start // SECOND, -(-stop // SECOND))]
+    joined = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    offset = start // SECOND * SECOND
+    return joined[start - offset : stop - offset].astype(np.float32) / np.float32(32768.0)
+
+
+class DirectClips:
+    """Samples decoded from their files at every use; pixels and sound equal those of the store."""
+
+    def __init__(self, samples: Sequence[Sample], corpus: Corpus, image_px: int) -> None:
+        self.samples, self._image_px, self._crop = list(samples), image_px, corpus.crop(image_px)
+        self._last: tuple[int, clips.FrameReader] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_last": None}
+
+    def frame_count(self, number: int) -> int:
+        return len(self._reader(number))
+
+    def times_s(self, number: int) -> NDArray[np.float32] | None:
+        return self._reader(number).times_s()
+
+    def frames(self, number: int, indices: Sequence[int]) -> Frames:
+        wanted = sorted(set(indices))
+        found = dict(zip(wanted, self._reader(number).read(wanted), strict=True))
+        return _repeated(indices, lambda index: from_jpeg(to_jpeg(found[index], self._image_px, self._crop)))
+
+    def sample_count(self, number: int) -> int:
+        return len(clips.read_sound(_present(self.samples[number], "audio")))
+
+    def sound(self, number: int, span: slice) -> NDArray[np.float32]:
+        samples = clips.read_sound(_present(self.samples[number], "audio"))[span]
+        return samples.astype(np.float32) / np.float32(32768.0)
+
+    def _reader(self, number: int) -> clips.FrameReader:
+        if self._last is None or self._last[0] != number:
+            self._last = number, clips.open_frames(_present(self.samples[number], "video"))
+        return self._last[1]

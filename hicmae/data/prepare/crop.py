@@ -1,0 +1,110 @@
+"""The square around a face, and the files of a prepared clip. Every file is there whole or not at all.
+
+Equal input gives equal bytes: encoders run on one thread and nothing of the time or the machine goes into a file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import wave
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from hicmae.data.clips import SAMPLE_RATE_HZ, Frames, Waveform
+from hicmae.data.prepare.track import Row
+
+TICKS_PER_S = 90_000
+CRF = "18"
+JPEG_QUALITY = 95
+
+
+def squares(frames: Iterable[Frames], track: Row, size_px: int, margin: float, align: bool) -> Iterator[Frames]:
+    """The crops (size_px, size_px, 3) of a track (T, 4): the face's size and `margin` of it more; eyes level with `align`."""
+    for frame, (x, y, face_px, angle) in zip(frames, track, strict=True):
+        yield square(frame, x, y, face_px * (1 + margin), angle if align else 0.0, size_px)
+
+
+def square(frame: Frames, x: float, y: float, side: float, angle: float, size_px: int) -> Frames:
+    """A square of `side` pixels around (x, y), turned back by `angle`, as (size_px, size_px, 3); the frame's rim goes on outside."""
+    import cv2
+
+    finer = max(1, int(side / size_px))  # cut out large, then average: a large face is not sampled at single pixels
+    wide = size_px * finer
+    scale = wide / side
+    turn = scale * np.asarray([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    shift = (wide - 1) / 2 - turn @ np.asarray([x, y])
+    matrix = np.column_stack([turn, shift])
+    cut = cv2.warpAffine(frame, matrix, (wide, wide), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cut if finer == 1 else cv2.resize(cut, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def write_video(path: Path, pictures: Iterable[Frames], times_s: NDArray[np.float32], fps: Fraction, size_px: int) -> None:
+    """H.264 with the times of the frames as they were, so a variable rate stays one and the sound stays in step."""
+    with _whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": CRF, "preset": "fast", "threads": "1"})
+        stream.width = stream.height = size_px
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
+        for picture, time_s in zip(pictures, times_s, strict=False):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(float(time_s) * TICKS_PER_S), Fraction(1, TICKS_PER_S)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_pictures(path: Path, pictures: Iterable[Frames]) -> None:
+    """A folder of JPEG pictures, 000001.jpg and on."""
+    from PIL import Image
+
+    with _whole(path) as temporary:
+        temporary.mkdir()
+        for number, picture in enumerate(pictures, start=1):
+            Image.fromarray(picture).save(temporary / f"{number:06d}.jpg", quality=JPEG_QUALITY, subsampling=0)
+
+
+def write_sound(path: Path, samples: Waveform) -> None:
+    """16 kHz mono 16-bit PCM."""
+    with _whole(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` when the block ends well, and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    _remove(temporary)  # of a process that was killed; the caller holds the clip's lock
+    try:
+        yield temporary
+        if path.is_dir():
+            _remove(path)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""The only place where random state is derived, set and restored.
+
+Every random choice of the project comes from a generator that is named by what it is for: `torch_generator(seed, "mask", step)`.
+Equal names give equal streams on every machine, in every process and after every resume, so no random state has to be stored:
+a checkpoint's position (epoch and step) stands for all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def derive(*parts: int | str) -> int:
+    """A 63-bit seed from the parts; `derive(1, 23)` and `derive(12, 3)`, `derive(1)` and `derive("1")` differ."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def numpy_generator(*parts: int | str) -> np.random.Generator:
+    """A numpy generator of its own stream, named by the parts."""
+    import numpy as np
+
+    return np.random.default_rng(derive(*parts))
+
+
+def torch_generator(*parts: int | str) -> torch.Generator:
+    """A CPU torch generator of its own stream, named by the parts."""
+    import torch
+
+    return torch.Generator().manual_seed(derive(*parts))
+
+
+def seed_globals(*parts: int | str) -> None:
+    """Set the global state of random, numpy and torch: for initial weights and for libraries that take no generator."""
+    import numpy as np
+    import torch
+
+    seed = derive(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from numpy's global state
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Global state of random, numpy and torch's CPU set from the parts inside the block, and as before after it."""
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        seed_globals(*parts)
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+def use_deterministic_algorithms(on: bool) -> None:
+    """Make torch refuse operations whose result can differ from run to run; to be called before the first CUDA call."""
+    import os
+
+    import torch
+
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with this
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = not on

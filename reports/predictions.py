@@ -1,0 +1,140 @@
+"""The predictions of a run's test part, as tables need them: one entry per test sample, checked.
+
+Legend: S samples, K regression targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hicmae.errors import RecordError
+from hicmae.metrics import compute, merge_tasks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`truth` and `answers` are (S,) class indices, or (S, K) regression targets and outputs."""
+
+    sample_ids: Array
+    groups: Array
+    truth: Array
+    answers: Array
+    targets: tuple[str, ...] = ()
+    merged_tasks: bool = False
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @property
+    def is_classification(self) -> bool:
+        return self.truth.ndim == 1
+
+    def metrics(self, names: Sequence[str]) -> dict[str, float]:
+        """Values of the named metrics. Raises UsageError for a metric that does not exist."""
+        return compute(names, self.truth, self.answers, self.targets)
+
+    def metric_at(self, index: NDArray[np.int64], name: str) -> float:
+        """One metric on the samples at `index`, repetitions allowed; quick enough for thousands of resamples."""
+        return compute([name], self.truth[index], self.answers[index], self.targets)[name]
+
+    def take(self, index: NDArray[np.int64]) -> Predictions:
+        """The samples at `index`, repetitions allowed."""
+        ids, groups, truth, answers = (array[index] for array in (self.sample_ids, self.groups, self.truth, self.answers))
+        return Predictions(ids, groups, truth, answers, self.targets, self.merged_tasks)
+
+
+def pooled(parts: Sequence[Predictions]) -> Predictions:
+    """The test samples of several folds as one list: the paper computes its totals on it."""
+    sample_ids, groups = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sample_ids", "groups"))
+    truth, answers = (np.concatenate([getattr(part, name) for part in parts]) for name in ("truth", "answers"))
+    return Predictions(sample_ids, groups, truth, answers, parts[0].targets, parts[0].merged_tasks)
+
+
+def read_predictions(path: Path, selection: str, targets: Sequence[str] = ()) -> Predictions:
+    """The samples predicted at the selected epoch. Raises RecordError when the file is missing, damaged or has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        table = file.read([name for name in file.schema_arrow.names if not name.startswith("view_")])
+    except FileNotFoundError:
+        raise RecordError("predictions.parquet: missing") from None
+    except (OSError, pa.ArrowException) as error:
+        raise RecordError(f"predictions.parquet: unreadable ({str(error).splitlines()[0]})") from None
+    return _checked(_selected(table, selection), tuple(targets))
+
+
+def _selected(table: pa.Table, selection: str) -> pa.Table:
+    for name in ("sample_id", "group", "selection"):
+        if name not in table.column_names:
+            raise RecordError(f"predictions.parquet: has no column {name!r}")
+    rules = np.asarray(table["selection"].to_pylist(), dtype=str)
+    if selection not in rules:
+        raise RecordError(
+            f"predictions.parquet: has no predictions selected by {selection!r}, only {', '.join(sorted(set(rules))) or 'none'}"
+        )
+    return table.take(np.flatnonzero(rules == selection))
+
+
+def _checked(table: pa.Table, target_names: tuple[str, ...]) -> Predictions:
+    names = table.column_names
+    sample_ids, groups = (np.asarray(table[name].to_pylist(), dtype=str) for name in ("sample_id", "group"))
+    if len(set(sample_ids.tolist())) < len(sample_ids):
+        raise RecordError("predictions.parquet: a sample appears twice")
+    targets = sorted((name for name in names if name.startswith("target_")), key=_number)
+    scores = sorted((name for name in names if name.startswith("score_")), key=_number)
+    if "label" in names and "prediction" in names and not targets:
+        return _classified(table, sample_ids, groups, scores)
+    if not targets or len(targets) != len(scores):
+        raise RecordError("predictions.parquet: has neither label and prediction nor target_* and score_* columns")
+    named = target_names if len(target_names) == len(targets) else ()
+    return Predictions(sample_ids, groups, _matrix(table, targets), _matrix(table, scores), named)
+
+
+def _classified(table: pa.Table, sample_ids: Array, groups: Array, scores: list[str]) -> Predictions:
+    labels, answers = (_whole_numbers(table, name) for name in ("label", "prediction"))
+    tasks = table["task_id"].to_pylist() if "task_id" in table.column_names else [None]
+    if any(task is None or task == "" for task in tasks):
+        return Predictions(sample_ids, groups, labels, answers)
+    return _by_task(np.asarray(tasks, dtype=str), groups, labels, _matrix(table, scores))
+
+
+def _by_task(tasks: Array, groups: Array, labels: Array, scores: NDArray[np.float64]) -> Predictions:
+    """Average the scores of a task's clips (AVCAffe labels tasks, not clips); the answer is the largest average."""
+    names, merged = merge_tasks(scores, tasks.tolist())
+    _, first = np.unique(tasks, return_index=True)
+    first = np.sort(first)  # merge_tasks keeps the order of first appearance
+    return Predictions(np.asarray(names), groups[first], labels[first], merged.argmax(axis=1), merged_tasks=True)
+
+
+def _whole_numbers(table: pa.Table, name: str) -> NDArray[np.int64]:
+    values = table[name].to_pylist()
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise RecordError(f"predictions.parquet: column {name!r} has entries that are not class indices")
+    return np.asarray(values, dtype=np.int64)
+
+
+def _matrix(table: pa.Table, names: list[str]) -> NDArray[np.float64]:
+    matrix = np.stack([table[name].to_numpy().astype(float) for name in names], axis=1)  # (S, K)
+    if not np.isfinite(matrix).all():
+        raise RecordError(f"predictions.parquet: {names[0].partition('_')[0]} columns hold values that are not finite")
+    return matrix
+
+
+def _number(name: str) -> int:
+    suffix = name.rpartition("_")[2]
+    if not suffix.isdigit():
+        raise RecordError(f"predictions.parquet: unexpected column {name!r}")
+    return int(suffix)

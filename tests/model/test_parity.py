@@ -1,0 +1,109 @@
+"""The method equals the authors' release, number by number, on every reference file that is present."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hicmae.errors import HicmaeError, UsageError
+from hicmae.model.parity import Check, check_finetune, check_folder, check_metrics, check_pretrain
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def failed(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if not check.passed]
+
+
+def changed(tmp_path: Path, name: str, **arrays: np.ndarray) -> Path:
+    """A copy of a golden file with some arrays replaced."""
+    with np.load(GOLDEN / name) as file:
+        content = {key: file[key] for key in file.files}
+    np.savez(tmp_path / name, **{**content, **arrays})
+    return tmp_path / name
+
+
+def test_pretraining_equals_the_release() -> None:
+    checks = check_pretrain(GOLDEN / "pretrain_tiny.npz")
+    assert failed(checks) == []
+    assert {check.quantity for check in checks} >= {"pred_video", "pred_audio", "logits", "loss_total", "384 gradients"}
+
+
+def test_finetuning_equals_the_release() -> None:
+    checks = check_finetune(GOLDEN / "finetune_tiny.npz")
+    assert failed(checks) == []
+    assert {check.quantity for check in checks} == {"features", "logits", "loss", "214 gradients"}
+
+
+def test_metrics_equal_the_release() -> None:
+    assert failed(check_metrics(GOLDEN / "metrics.npz")) == []
+
+
+def test_everything_in_the_golden_folder_equals_the_release() -> None:
+    checks = check_folder(GOLDEN)
+    assert failed(checks) == []
+    assert {check.file for check in checks} == {path.name for path in GOLDEN.glob("*.*") if path.name in _REFERENCE_FILES}
+
+
+_REFERENCE_FILES = {
+    "pretrain_tiny.npz",
+    "finetune_tiny.npz",
+    "metrics.npz",
+    "finetune_param_groups.json",
+    "lr_schedules.json",
+    "frame_plans.json",
+}
+
+
+def test_other_sizes_and_skip_layers_equal_the_release(reference: Path) -> None:
+    checks = check_folder(reference / "official")
+    assert failed(checks) == []
+    assert {"pretrain_small.npz", "finetune_small.npz", "fbank.npz"} <= {check.file for check in checks}
+
+
+@pytest.mark.parametrize("weight", ["w/encoder.blocks.2.attn.q_bias", "w/decoder_audio.blocks.3.norm2.bias"])
+def test_a_changed_weight_is_noticed(tmp_path: Path, weight: str) -> None:
+    with np.load(GOLDEN / "pretrain_tiny.npz") as file:
+        moved = file[weight] + 0.05
+    assert failed(check_pretrain(changed(tmp_path, "pretrain_tiny.npz", **{weight: moved})))
+
+
+def test_a_gradient_beyond_tolerance_is_named(tmp_path: Path) -> None:
+    with np.load(GOLDEN / "finetune_tiny.npz") as file:
+        larger = file["grad_abs_sum/head.weight"] * 1.002
+    path = changed(tmp_path, "finetune_tiny.npz", **{"grad_abs_sum/head.weight": larger})
+    assert [check.where for check in failed(check_finetune(path))] == ["head.weight"]
+
+
+def test_not_a_number_does_not_pass() -> None:
+    assert not Check("f", "q", float("nan"), 1e-4).passed
+
+
+def test_a_folder_without_reference_numbers_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no reference numbers"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", None])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "finetune_tiny.npz"
+    if content is None:
+        shutil.copy(GOLDEN / "finetune_tiny.npz", path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    else:
+        path.write_bytes(content)
+    with pytest.raises(HicmaeError, match=r"finetune_tiny.npz: is not a file of reference numbers"):
+        check_folder(tmp_path)
+
+
+def test_a_file_whose_config_lacks_a_size_is_named(tmp_path: Path) -> None:
+    with np.load(GOLDEN / "finetune_tiny.npz") as file:
+        config = json.loads(str(file["config"]))
+    del config["encoder_heads"]
+    changed(tmp_path, "finetune_tiny.npz", config=np.array(json.dumps(config)))
+    with pytest.raises(HicmaeError, match="encoder_heads"):
+        check_folder(tmp_path)

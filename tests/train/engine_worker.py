@@ -1,0 +1,110 @@
+"""Run by test_engine.py, alone or as one of several processes: train a tiny model as each case of a JSON file says.
+
+    python tests/train/engine_worker.py CASES.json OUT_FOLDER
+
+A case names a ZeRO stage, a precision, ...; its losses go to OUT_FOLDER/<name>.json, its state to OUT_FOLDER/<name>.safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hicmae.config import EncoderConfig, EngineConfig, FinetuneConfig, HeadConfig, OptimConfig
+from hicmae.train import distributed, objective, optim
+from hicmae.train.engine import Engine
+
+TINY = EncoderConfig(dim=16, heads=2, depth=2, fusion_depth=1, fusion_heads=2, image_px=32, frames=4, audio_frames=32, mel_bins=32)
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training; `start` names the case from whose state it goes on."""
+
+    name: str
+    stage: int = 0
+    precision: str = "fp32"
+    accumulation: int = 1
+    clip: float | None = None
+    ema: float | None = None
+    checkpointing: bool = False
+    first_step: int = 0
+    steps: int = 5
+    start: str | None = None
+
+
+def config_of(case: Case) -> FinetuneConfig:
+    return FinetuneConfig(
+        encoder=TINY,
+        head=HeadConfig(outputs=3),
+        optim=OptimConfig(
+            base_lr=0.1,
+            batch_size=BATCH,
+            accumulation_steps=case.accumulation,
+            epochs=20,
+            warmup_epochs=1,
+            layer_decay=0.75,
+            clip_grad_norm=case.clip,
+            ema_decay=case.ema,
+        ),
+        engine=EngineConfig(precision=case.precision, zero_stage=case.stage, activation_checkpointing=case.checkpointing),
+    )
+
+
+def batch_of(step: int) -> dict[str, Tensor]:
+    """The whole batch of a step."""
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "video": torch.randn(BATCH, 3, 4, 32, 32, generator=generator),
+        "audio": torch.randn(BATCH, 1, 32, 32, generator=generator),
+        "label": torch.randint(3, (BATCH,), generator=generator),
+    }
+
+
+def micro_batches(case: Case, step: int, world: distributed.World) -> list[tuple[dict[str, Tensor], None]]:
+    """This process's share of a step's batch, cut for accumulation."""
+    parts = world.size * case.accumulation
+    mine = {name: values.chunk(parts)[world.rank :: world.size] for name, values in batch_of(step).items()}
+    return [({name: values[i] for name, values in mine.items()}, None) for i in range(case.accumulation)]
+
+
+def train(case: Case, out: Path, world: distributed.World) -> dict[str, Any]:
+    config = config_of(case)
+    model = objective.build_model(config)
+    goal = objective.build_objective(config, model)
+    state = load_file(out / f"{case.start}.safetensors") if case.start else None
+    progress = json.loads((out / f"{case.start}.json").read_text())["progress"] if case.start else None
+    groups = optim.parameter_groups(model.named_parameters(), config.optim, config.encoder)
+    engine = Engine(goal, model, groups, config.optim, config.engine, world, state, progress)
+    losses, norms = [], []
+    for step in range(case.first_step, case.first_step + case.steps):
+        lr = optim.learning_rate(step, 2, config.optim)
+        values = engine.step(micro_batches(case, step, world), lr)
+        losses.append(float(world.sum(values["loss"].clone()) / world.size))
+        norms.append(float(values["grad_norm"]))
+    result = {"losses": losses, "norms": norms, "progress": engine.progress(), "case": asdict(case)}
+    state = engine.state()
+    engine.close()
+    if world.is_main:
+        save_file(state, out / f"{case.name}.safetensors")
+        (out / f"{case.name}.json").write_text(json.dumps(result))
+    return result
+
+
+def main(cases: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    world = distributed.start()
+    for values in json.loads(cases.read_text()):
+        train(Case(**values), out, world)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
