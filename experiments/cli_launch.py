@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 
 from experiments import experiment, launch, render
+from experiments.search import definition
+from experiments.search.worker import Request as SearchRequest
 from hicmae.errors import UsageError, raise_unknown
 from hicmae.record import runs_root
 
@@ -27,7 +29,7 @@ def launch_command(
         str, typer.Argument(help="A study's name (see --list) or a Python file with study().", show_default=False)
     ] = "",
     filters: Annotated[
-        list[str] | None, typer.Argument(help="More filters for --only.", metavar="[KEY=VALUE]...", show_default=False)
+        list[str] | None, typer.Argument(help="More filters for --only.", metavar="KEY=VALUE", show_default=False)
     ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The same study at a size for one CPU core, on the generated corpus.")
@@ -51,6 +53,7 @@ def launch_command(
         int | None, typer.Option(help="At most so many runs at once.", show_default="what cores, memory and GPUs allow")
     ] = None,
     gpus_per_run: Annotated[int, typer.Option(help="GPUs for each run, where there are any.")] = 1,
+    use_best: Annotated[bool, typer.Option("--use-best", help="Of a search: run what it chose, on the outer folds.")] = False,
     runs: Annotated[
         Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")
     ] = None,
@@ -60,10 +63,7 @@ def launch_command(
     console = Console()
     if list_studies:
         return _list(console, as_json)
-    if not name:
-        raise UsageError(f"launch needs an experiment: {', '.join(experiment.names())}, or a Python file with study()")
-    if cluster not in CLUSTERS:
-        raise_unknown("cluster", cluster, CLUSTERS)
+    _check(name, cluster)
     request = launch.Request(
         name=name,
         runs_root=runs or runs_root(),
@@ -75,17 +75,61 @@ def launch_command(
         yes=yes,
         max_parallel=max_parallel,
         gpus_per_run=gpus_per_run,
-        command=("python", "experiments/launch.py", *sys.argv[1:])
-        if sys.argv[0].endswith("launch.py")
-        else ("hicmae", *sys.argv[1:]),
+        command=_command(),
     )
+    if definition.is_search(name) and not use_best:
+        raise typer.Exit(_search(request, console, cluster, dry_run))
+    study = launch.requested(request, _best(request) if use_best else None)
     if dry_run or as_json:
-        return _show(console, request, as_json)
-    raise typer.Exit(launch.launch(request, console))
+        return _show(console, request, study, as_json)
+    raise typer.Exit(launch.launch(request, study, console))
 
 
-def _show(console: Console, request: launch.Request, as_json: bool) -> None:
-    plan, _ = launch.plan_for(request, launch.requested(request))
+def _check(name: str, cluster: str) -> None:
+    """Refuse a name that nothing answers to; files are looked at later."""
+    known = (*experiment.names(), *definition.names())
+    if not name:
+        raise UsageError(f"launch needs an experiment: {', '.join(known)}, or a Python file with study()")
+    if name not in known and not experiment.is_file(name):
+        raise_unknown("experiment", name, known)
+    if cluster not in CLUSTERS:
+        raise_unknown("cluster", cluster, CLUSTERS)
+
+
+def _command() -> tuple[str, ...]:
+    """The command line as a person would type it again."""
+    as_script = Path(sys.argv[0]).name == "launch.py"
+    return ("python", "experiments/launch.py", *sys.argv[1:]) if as_script else ("hicmae", *sys.argv[1:])
+
+
+def _search(request: launch.Request, console: Console, cluster: str, dry_run: bool) -> int:
+    from experiments.search import launch as search_launch
+
+    return search_launch.launch(
+        _search_request(request),
+        console,
+        workers=request.max_parallel,
+        cluster=cluster,
+        yes=request.yes,
+        dry_run=dry_run,
+        command=request.command,
+    )
+
+
+def _best(request: launch.Request) -> experiment.Experiment:
+    from experiments.search import launch as search_launch
+
+    if not definition.is_search(request.name):
+        raise UsageError(f"--use-best is for searches ({', '.join(definition.names())}); {request.name} is none")
+    return search_launch.best_of(_search_request(request))
+
+
+def _search_request(request: launch.Request) -> SearchRequest:
+    return SearchRequest(request.name, request.runs_root, request.smoke)
+
+
+def _show(console: Console, request: launch.Request, study: experiment.Experiment, as_json: bool) -> None:
+    plan, _ = launch.plan_for(request, study)
     if as_json:
         typer.echo(json.dumps(plan.to_json(), indent=1))
     else:
@@ -98,3 +142,4 @@ def _list(console: Console, as_json: bool) -> None:
         typer.echo(json.dumps([study.describe() for study in studies], indent=1))
     else:
         render.show_studies(console, studies)
+        console.print(f"searches: {', '.join(definition.names())}", highlight=False)

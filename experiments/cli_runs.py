@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +28,8 @@ from slurm.view import STYLES, duration
 PANEL = "Runs"
 WATCH_EVERY_S = 2.0
 CANCEL_WAIT_S = 60.0
+PASSING = ("launch.", "code.diff", "code.changed", "data.fingerprint")  # of a snapshot
+OPTIONAL = ("corpus", "fold", "seed", "done", "left", "value", "reason")  # columns of `status NAME`
 RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 
 
@@ -124,7 +125,7 @@ def diff(
     old, new = records.find_run(root, first), records.find_run(root, second)
     parts = {
         "configuration": {name: list(values) for name, values in differences(old.config(), new.config()).items()},
-        "snapshot": _different(_flat(old.snapshot()), _flat(new.snapshot())),
+        "snapshot": _different(_lasting(old.snapshot()), _lasting(new.snapshot())),
         "result": _different(_flat(_metrics(old)), _flat(_metrics(new))),
     }
     if as_json:
@@ -202,24 +203,36 @@ def _states(root: Path, study: dict[str, Any]) -> list[RunState]:
 
 
 def _run_table(root: Path, study: dict[str, Any]) -> RenderableType:
+    """Every run of a study; columns that would say the same or nothing in every row are left out."""
+    states = _states(root, study)
+    rows = [_run_row(root, row, state) for row, state in zip(study["runs"], states, strict=True)]
+    shown = [name for name in rows[0] if name not in OPTIONAL or len({str(row[name]) for row in rows}) > 1]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "stage", "corpus", "fold", "variant", "state", "progress", "left", "last value", "reason"):
+    for column in shown:
         table.add_column(column, no_wrap=column not in ("variant", "reason"), justify="right" if column == "fold" else "left")
-    for row, state in zip(study["runs"], _states(root, study), strict=True):
-        table.add_row(*_run_row(root, row, state))
-    counter = Counter(state.state for state in _states(root, study))
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    counter = Counter(state.state for state in states)
     told = ", ".join(f"{counter[state]} {state}" for state in render.STATE_ORDER if counter[state])
     return Group(Text(f"{study['experiment']}: {study['title']}", style="bold"), table, Text(told, style="dim"))
 
 
-def _run_row(root: Path, row: dict[str, Any], state: RunState) -> tuple[RenderableType, ...]:
+def _run_row(root: Path, row: dict[str, Any], state: RunState) -> dict[str, RenderableType]:
     progress = Progress(root / row["run_id"]).refresh()
     busy = state.state in ("running", "interrupted", "unknown")
-    bar: RenderableType = ProgressBar(total=1.0, completed=progress.share, width=12) if busy else ""
-    left = duration(progress.remaining_s(time.time())) if state.state == "running" else ""
-    fold, variants = str(row["fold"] or ""), " = ".join(row["variants"])
-    what = (Text(row["run_id"][:8]), row["stage"], Text(row["corpus"]), fold, Text(variants))
-    return (*what, Text(state.state, style=STYLES.get(state.state, "")), bar, left, progress.headline(), Text(state.reason))
+    return {
+        "run": row["run_id"][:8],
+        "stage": row["stage"],
+        "corpus": Text(row["corpus"]),
+        "fold": str(row["fold"] or ""),
+        "seed": str(row["seed"]),
+        "variant": Text(" / ".join(row["variants"])),
+        "state": Text(state.state, style=STYLES.get(state.state, "")),
+        "done": f"{100 * progress.share:.0f} %" if busy else "",
+        "left": duration(progress.remaining_s(time.time())) if state.state == "running" else "",
+        "value": progress.headline(),
+        "reason": Text(state.reason),
+    }
 
 
 def _cancel(record: RunRecord) -> bool:
@@ -249,12 +262,24 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _lasting(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot without what differs between any two runs, or is too long to read here."""
+    flat = _flat(snapshot)
+    return {name: value for name, value in flat.items() if not name.startswith(PASSING)}
+
+
 def _metrics(record: RunRecord) -> dict[str, Any]:
     return dict((record.result() or {}).get("metrics") or {})
 
 
 def _different(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: [old.get(name), new.get(name)] for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "-" if value is None else str(value)
 
 
 def _difference_table(title: str, fields: dict[str, list[Any]], first: str, second: str) -> RenderableType:
@@ -264,5 +289,5 @@ def _difference_table(title: str, fields: dict[str, list[Any]], first: str, seco
     for column in ("field", first[:8], second[:8]):
         table.add_column(column)
     for name, (old, new) in fields.items():
-        table.add_row(name, *(Text("-" if value is None else str(value)) for value in (old, new)))
+        table.add_row(name, *(Text(_shown(value)) for value in (old, new)))
     return table

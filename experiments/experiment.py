@@ -76,10 +76,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        """For people: `finetune mafw fold 2, all three`."""
+        """For people: `finetune mafw fold 2: skips + fusion`; a shared run names all its variants."""
         fold = f" fold {self.fold}" if self.fold is not None else ""
         seed = f" seed {self.seed}" if self.seed else ""
-        return f"{self.stage} {self.corpus}{fold}{seed}, {' = '.join(self.variants)}"
+        return f"{self.stage} {self.corpus}{fold}{seed}: {' / '.join(self.variants)}"
 
 
 @dataclass(frozen=True)
@@ -218,12 +218,17 @@ def names() -> tuple[str, ...]:
 
 def find(name: str) -> Experiment:
     """The study of a name, or of a Python file that defines `study()`. Raises UsageError when there is none."""
-    if name.endswith(".py") or "/" in name:
+    if is_file(name):
         return _study(_module_at(Path(name)))
     if name not in names():
         raise_unknown("experiment", name, names())
     module = f"experiments.{name}" if name in _OWN else f"ablations.{name.removeprefix('ablation_')}"
     return _study(importlib.import_module(module))
+
+
+def is_file(name: str) -> bool:
+    """Whether a study is named by its file."""
+    return name.endswith(".py") or "/" in name
 
 
 def _study(module: ModuleType) -> Experiment:

@@ -55,8 +55,10 @@ def plan_for(request: Request, study: Experiment) -> tuple[Plan, available.Finge
     return make_plan(study, runs, chosen, request.runs_root, recorded, prints.missing), prints
 
 
-def requested(request: Request) -> Experiment:
-    """The study with the size, corpora and seeds that were asked for. Raises UsageError for unknown ones."""
+def requested(request: Request, found: Experiment | None = None) -> Experiment:
+    """The study (`found`, or that of the name) with the size, corpora and seeds that were asked for. Raises UsageError."""
+    if found is not None:  # made for this request: its size and corpora are what a search was about
+        return replace(found, seeds=request.seeds) if request.seeds else found
     study = experiment.find(request.name)
     if request.smoke and request.size not in (None, "smoke"):
         raise UsageError(f"--smoke and --size {request.size} exclude each other")
@@ -69,9 +71,8 @@ def requested(request: Request) -> Experiment:
     return replace(study, seeds=request.seeds) if request.seeds else study
 
 
-def launch(request: Request, console: Console) -> int:
+def launch(request: Request, study: Experiment, console: Console) -> int:
     """Plan, ask, execute on this machine; returns the exit code: 0 when all is done, 1 when runs failed, 130 when stopped."""
-    study = requested(request)
     available.ensure_generated(study.used_corpora(), console)
     plan, prints = plan_for(request, study)
     if not plan.to_do:

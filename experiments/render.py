@@ -124,7 +124,7 @@ def _root_line(plan: Plan, run: Run) -> str:
 def _grouped(plan: Plan, runs: Sequence[Run]) -> list[str]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault((" = ".join(run.variants), run.corpus), []).append(run)
+        groups.setdefault((" / ".join(run.variants), run.corpus), []).append(run)
     lines = []
     for (variants, corpus), members in groups.items():
         states = Counter(plan.state(run) for run in members)

@@ -224,12 +224,16 @@ class HeadConfig(Checked):
 class EvaluationConfig(Checked):
     """How the test part is read and which epoch counts (protocols.md: choices of a reproduction)."""
 
-    selection: str = choice("last", "last", "validation")
+    selection: str = choice("last", "last", "validation", "inner")  # inner: judged on the validation part, test is never read
     validation_fraction: float = limited(0.2, 0.01, 0.9)  # of the training part's actors or sessions
     oracle: bool = False  # report the best epoch on test too, named oracle; evaluates test every epoch
     segments: int = limited(2, 1)
     crops: str = choice("release", "release", "three")  # the release's crops coincide
     random_gain: bool = False  # the release scales the sound at test time by 0.5-1.5
+
+    def rules(self) -> None:
+        if self.selection == "inner" and self.oracle:
+            self.refuse("oracle", "looks at the test part, which selection = 'inner' never reads")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class RecordError(HicmaeError):
 class DivergedError(HicmaeError):
     """Training met a loss that is not finite; names the step."""
 
+    def __init__(self, reason: str, step: int | None = None) -> None:
+        super().__init__(reason)
+        self.step = step
+
 
 def nearest_first(name: str, valid: Iterable[str]) -> list[str]:
     """The valid names, the most similar to `name` first; equal ones in alphabetical order."""

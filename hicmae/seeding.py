@@ -8,6 +8,7 @@ a checkpoint's position (epoch and step) stands for all of it.
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 def derive(*parts: int | str) -> int:
     """A 63-bit seed from the parts; `derive(1, 23)` and `derive(12, 3)`, `derive(1)` and `derive("1")` differ."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)  # numpy's 3 is 3
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -71,7 +73,8 @@ def use_deterministic_algorithms(on: bool) -> None:
 
     import torch
 
+    if on == torch.are_deterministic_algorithms_enabled():
+        return  # the call below imports torch's compiler, which takes seconds
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with this
     torch.use_deterministic_algorithms(on)
-    torch.backends.cudnn.benchmark = not on

@@ -28,7 +28,8 @@ def words(name: str) -> CorpusWords:
         known = corpora.get(name)
     except HicmaeError:
         return CorpusWords(name)
-    return CorpusWords(known.title, known.classes, known.targets, known.metrics, known.group_word)
+    title = known.title[:1].upper() + known.title[1:]
+    return CorpusWords(title, known.classes, known.targets, known.metrics, known.group_word)
 
 
 def class_names(name: str, count: int) -> list[str]:

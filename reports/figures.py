@@ -239,15 +239,14 @@ def _ranks(analysis: Analysis) -> Figure:
     figure, (axes,) = _figure(1.0 + 0.26 * len(order) + 0.15 * len(bars))
     for place, name in enumerate(order):
         axes.plot(ranking.mean_ranks[name], place, MARKERS[place % 8], color=COLOURS[place % 8])
-        axes.annotate(name, (ranking.mean_ranks[name], place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     for index, (first, last) in enumerate(bars):
         height = len(order) + 0.6 * index
         axes.plot(
             [ranking.mean_ranks[order[first]], ranking.mean_ranks[order[last]]], [height, height], color="black", linewidth=3
         )
-    axes.set_xlim(0.9, len(order) + 0.6)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0.8, len(order) + 0.2)
+    axes.set_yticks(range(len(order)), order)
+    axes.margins(y=0.15)
     axes.invert_yaxis()
     axes.set_xlabel("Mean rank (1 is best)")
     axes.grid(axis="x")

@@ -17,9 +17,10 @@ def findings(analysis: Analysis) -> list[str]:
     lines = [line for corpus in analysis.corpora for line in _of_corpus(corpus)]
     if analysis.ranking:
         lines += _of_ranking(analysis.ranking, len(analysis.corpora))
+    lines = lines or ["Nothing can be concluded: there is no complete cell."]
     if analysis.study.smoke:
         lines.append("All of this is at smoke size on generated clips: nothing follows for the method on real corpora.")
-    return lines or ["Nothing can be concluded: no cell is complete."]
+    return lines
 
 
 def _of_corpus(corpus: CorpusAnalysis) -> list[str]:

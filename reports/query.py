@@ -241,7 +241,7 @@ def _left_out(run: StudyRun, reason: str) -> StudyRun:
 def _problems(study: Study, runs: list[StudyRun]) -> list[str]:
     lines = [f"{run.label}: {run.problem}" for run in runs if run.problem]
     if not any(run.stage == "finetune" for run in runs):
-        lines.append(f"{study.name}: the study has no run with a test part")
+        lines.append("the study has no run with a test part")
     for corpus in dict.fromkeys(run.corpus for run in runs if run.predictions):
         rules = sorted({selection_rule(run) for run in runs if run.predictions and run.corpus == corpus})
         if len(rules) > 1:

@@ -28,6 +28,8 @@ POLL_S = 0.1
 VIEW_EVERY_S = 0.5
 GRACE_S = 120.0  # for the checkpoints when everything is stopped
 MAX_ATTEMPTS = 3  # in one launch, of a run that ends without saying that it failed
+# Of hicmae.run, without an event in the record: somebody else held the run, or it was stopped before it had begun.
+SAYS_INTERRUPTED = (2, 75, 130)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FINAL = ("done", "failed", "blocked", "cancelled", "interrupted")
 
@@ -255,6 +257,8 @@ def verdict(record: RunRecord, exit_code: int, began: float) -> tuple[str, str]:
         return "interrupted", "asked to stop"
     if exit_code < 0:
         return "interrupted", f"killed by {_signal_name(-exit_code)}"
+    if exit_code in SAYS_INTERRUPTED:
+        return "interrupted", last_line(record.path)
     return "failed", last_line(record.path) or f"exit code {exit_code}"
 
 

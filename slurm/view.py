@@ -16,6 +16,7 @@ from slurm.local import Entry
 from slurm.machine import Share
 
 REPORT_EVERY_S = 60.0  # between the summaries of the plain view
+COLUMNS = {"run": 8, "what": 16, "state": 7, "progress": 12, "time": 10, "last value": 10}  # least widths
 RECENT = 6  # finished runs that stay in the live table
 STYLES = {
     "done": "green",
@@ -64,6 +65,12 @@ def counts(board: Sequence[Entry]) -> str:
     """`12 done, 2 running, 14 waiting`."""
     found = Counter(entry.state for entry in board)
     return ", ".join(f"{found[state]} {state}" for state in ORDER if found[state])
+
+
+def summary(board: Sequence[Entry], division: Share) -> str:
+    """How many runs are in which state, and how long the rest may take."""
+    left = remaining_s(board, division.at_once)
+    return counts(board) + (f"; about {duration(left)} left" if left else "")
 
 
 class LiveView:
@@ -116,7 +123,7 @@ class PlainView:
             self.last_report = time.monotonic()
             for entry in board:
                 entry.progress.refresh() if entry.state == "running" else None
-            self.say(f"{counts(board)}; about {duration(remaining_s(board, division.at_once))} left")
+            self.say(summary(board, division))
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -130,17 +137,15 @@ def view_for(console: Console) -> LiveView | PlainView:
 def draw(board: Sequence[Entry], division: Share) -> RenderableType:
     """The board as a table of the entries worth showing, with a summary below."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "what", "state", "progress", "left", "last value"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=3 if name == "what" else None)
+    for name, width in COLUMNS.items():
+        table.add_column(name, no_wrap=True, min_width=width, ratio=1 if name == "what" else None)
     for entry in _shown(board):
         table.add_row(*_row(entry))
-    left = duration(remaining_s(board, division.at_once))
+    bar = Table.grid(padding=(0, 1))
     done = sum(entry.state == "done" for entry in board)
-    bar = ProgressBar(total=max(len(board), 1), completed=done, width=40)
-    summary = Text(
-        f"{counts(board)}; {division.at_once} at once, {division.threads} threads each; about {left} left", style="dim"
-    )
-    return Group(table, Text(), bar, summary)
+    bar.add_row(ProgressBar(total=max(len(board), 1), completed=done, width=40), f"{done} of {len(board)}")
+    shares = f"{division.at_once} at once, {_counted(division.threads, 'thread')} each"
+    return Group(table, Text(), bar, Text(f"{summary(board, division)}; {shares}", style="dim"))
 
 
 def _shown(board: Sequence[Entry]) -> list[Entry]:
@@ -153,12 +158,17 @@ def _shown(board: Sequence[Entry]) -> list[Entry]:
 def _row(entry: Entry) -> tuple[RenderableType, ...]:
     progress = entry.progress.refresh()
     if entry.state == "running":
-        bar: RenderableType = ProgressBar(total=1.0, completed=progress.share, width=16)
-        left = duration(progress.remaining_s(time.time()))
+        left = progress.remaining_s(time.time())
+        bar: RenderableType = ProgressBar(total=1.0, completed=progress.share, width=COLUMNS["progress"])
+        took = Text(f"{duration(left)} left" if left is not None else "")
     else:
-        bar, left = Text(""), _took(entry) if entry.ended else ""
+        bar, took = Text(""), Text(duration(entry.ended - entry.began) if entry.began else "", style="dim")
     state = Text(entry.state, style=STYLES.get(entry.state, ""))
-    return entry.job.run_id[:8], Text(entry.job.label), state, bar, Text(left), Text(progress.headline())
+    return entry.job.run_id[:8], Text(entry.job.label), state, bar, took, Text(progress.headline())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _took(entry: Entry) -> str:

@@ -1,7 +1,7 @@
 """What all tests share: the marks `system` and `recordings`, and an isolated place for data, caches and runs.
 
-    @pytest.mark.system("pdflatex", "pdftoppm")   # programs; a missing one skips, and fails where CI=true
-    @pytest.mark.recordings                        # needs the real recordings beside the checkout
+@pytest.mark.system("pdflatex", "pdftoppm")   # programs; a missing one skips, and fails where CI=true
+@pytest.mark.recordings                        # needs the real recordings beside the checkout
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,7 @@ class StudyOnDisk:
         record = RunRecord.create(self.root, config)
         if (record.path / "result.json").exists():
             return
-        table, metrics = _predictions(config, variant.accuracy, about)
+        table, metrics = _predictions(config, variant, about)
         pq.write_table(table, record.path / "predictions.parquet")
         _write_history(record, {"loss": 1.5, "lr": 1e-3, "grad_norm": 2.0}, tuple(metrics["last"].items()))
         write_json(record.path / "snapshot.json", _snapshot(config))
@@ -202,11 +203,9 @@ def _print(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _generator(config: FinetuneConfig) -> np.random.Generator:
-    return np.random.default_rng(int(run_id(config), 16))
-
-
-def _predictions(config: FinetuneConfig, accuracy: float, about: CorpusOnDisk) -> tuple[pa.Table, dict[str, dict[str, float]]]:
+def _predictions(
+    config: FinetuneConfig, variant: VariantOnDisk, about: CorpusOnDisk
+) -> tuple[pa.Table, dict[str, dict[str, float]]]:
     """The table of both selections and their metrics; labels and samples depend on the corpus and fold alone."""
     fold, count = config.data.fold or 1, about.samples_per_fold
     truth = np.random.default_rng([fold, count, about.classes])
@@ -223,13 +222,15 @@ def _predictions(config: FinetuneConfig, accuracy: float, about: CorpusOnDisk) -
     wanted = truth.normal(size=(count, len(about.targets)))
     tables, metrics = [], {}
     for selection, extra in (("last", 0.0), ("oracle", 0.03)):
-        generator = np.random.default_rng([int(run_id(config), 16), selection == "oracle"])
+        generator = np.random.default_rng(
+            [zlib.crc32(f"{variant.name}/{config.data.corpus}".encode()), fold, config.seed, bool(extra)]
+        )
         if about.targets:
-            scores = (accuracy + extra) * wanted + 0.5 * generator.normal(size=wanted.shape)
+            scores = (variant.accuracy + extra) * wanted + 0.5 * generator.normal(size=wanted.shape)
             columns: dict[str, Any] = {f"target_{k}": wanted[:, k] for k in range(len(about.targets))}
             metrics[selection] = compute(about.metrics, wanted, scores, about.targets)
         else:
-            scores = _scores(generator, labels, accuracy + extra, about.classes)
+            scores = _scores(generator, labels, variant.accuracy + extra, about.classes)
             columns = {"label": labels, "prediction": scores.argmax(1)}
             metrics[selection] = compute(about.metrics, *_answered(labels, scores, common["task_id"] if about.tasks else None))
         columns |= {f"view_{v}_{k}": scores[:, k] for v in range(2) for k in range(scores.shape[1])}

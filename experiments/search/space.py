@@ -132,7 +132,7 @@ def check_shape(space: Space) -> None:
             if other not in before:
                 raise_unknown(f"dimension in `when` of {name} (it must stand before it)", other, before)
             for value in _as_tuple(wanted):
-                if not isinstance(space[other], Float) and value not in space[other].values():
+                if value not in space[other].values() and not (_is_number(value) and space[other].holds(value)):
                     raise_unknown(f"value of {other} in `when` of {name}", str(value), map(str, space[other].values()))
         before.append(name)
 
@@ -171,9 +171,7 @@ def fields(space: Space) -> list[str]:
         dict.fromkeys(
             inner
             for name, dimension in space.items()
-            for inner in (
-                itertools.chain.from_iterable(dimension.options.values()) if isinstance(dimension, Bundle) else (name,)
-            )
+            for inner in (itertools.chain.from_iterable(dimension.options.values()) if isinstance(dimension, Bundle) else (name,))
         )
     )
 
@@ -234,7 +232,8 @@ def corners(space: Space) -> Iterator[Params]:
     repeats = 1 if count <= MAX_CORNERS else max(1, MAX_CORNERS // sum(len(d.values()) for d in space.values()))
     for name, dimension in space.items():
         for value, _ in itertools.product(dimension.values(), range(repeats)):
-            yield draw(space, lambda n, d, name=name, value=value: value if n == name else generator.choice(_ends(d)))  # type: ignore[misc]
+            fixed = {**_needed(space, name), name: value}
+            yield draw(space, lambda n, d, fixed=fixed: fixed[n] if n in fixed else generator.choice(_ends(d)))  # type: ignore[misc]
 
 
 def to_json(space: Space) -> dict[str, Any]:
@@ -252,6 +251,14 @@ def describe(dimension: Dimension) -> str:
         text += ", logarithmic" if dimension.log else ""
     conditions = [f"{name} = {' or '.join(map(str, _as_tuple(wanted)))}" for name, wanted in dimension.when.items()]
     return text + (f"; when {' and '.join(conditions)}" if conditions else "")
+
+
+def _needed(space: Space, name: str) -> Params:
+    """Choices under which a conditional dimension is there."""
+    params: Params = {}
+    for other, wanted in space[name].when.items():
+        params |= {**_needed(space, other), other: _as_tuple(wanted)[0]}
+    return params
 
 
 def _ends(dimension: Dimension) -> list[Any]:

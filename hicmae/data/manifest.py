@@ -138,7 +138,7 @@ def split(
 ) -> list[Sample]:
     """The samples of a part (train, validation or test) of the configured fold; all of them for train when there is no fold.
 
-    With evaluation.selection = "validation" whole groups (actors, sessions) are cut out of the training part by `seed`.
+    With evaluation.selection "validation" or "inner" whole groups (actors, sessions) are cut out of the training part by `seed`.
     Raises UsageError for a fold that the corpus does not have, and for a part that is empty.
     """
     samples = corpus.samples(location.corpus_root(corpus.name))
@@ -155,7 +155,7 @@ def split_samples(
     test = [sample for sample in samples if fold in sample.test_folds]
     train = [sample for sample in samples if fold not in sample.test_folds]
     held: set[str] = set()
-    if evaluation is not None and evaluation.selection == "validation" and part != "test":
+    if evaluation is not None and evaluation.selection in ("validation", "inner") and part != "test":
         held = validation_groups(train, evaluation.validation_fraction, seed)
     parts: dict[str, Callable[[], list[Sample]]] = {
         "test": lambda: test,

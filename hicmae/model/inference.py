@@ -52,10 +52,9 @@ def predict(loaded: Loaded, files: Sequence[Path], device: torch.device | None =
 
     Raises UsageError for a model without a head and ClipError, naming the file, for one that cannot be used.
     """
-    if not isinstance(loaded.model, HiCMAEClassifier) or not isinstance(loaded.config, FinetuneConfig):
-        raise UsageError(f"{loaded.source}: is a pre-trained model without a head; predict with a fine-tuned one")
-    raw = _over_clips(loaded.model, viewing(loaded, loaded.model), files, loaded.model.forward, device)
-    return np.concatenate([merge_views(views[:, None], loaded.config.head.task) for views in raw])
+    model, config = with_head(loaded)
+    raw = _over_clips(model, viewing(loaded, model), files, model.forward, device)
+    return np.concatenate([merge_views(views[:, None], config.head.task) for views in raw])
 
 
 def embed(loaded: Loaded, files: Sequence[Path], modality: str = "AV", device: torch.device | None = None) -> Floats:
@@ -75,14 +74,20 @@ def viewing(loaded: Loaded, model: HiCMAEClassifier) -> FinetuneConfig:
     return dataclasses.replace(config, evaluation=EvaluationConfig(segments=config.evaluation.segments))
 
 
-def class_names(loaded: Loaded, corpus: str | None = None) -> list[str]:
+def with_head(loaded: Loaded) -> tuple[HiCMAEClassifier, FinetuneConfig]:
+    """The fine-tuned model. Raises UsageError for a pre-trained one, which has no head."""
+    if not isinstance(loaded.model, HiCMAEClassifier) or not isinstance(loaded.config, FinetuneConfig):
+        raise UsageError(f"{loaded.source}: is a pre-trained model without a head; predict with a fine-tuned one")
+    return loaded.model, loaded.config
+
+
+def class_names(config: FinetuneConfig, corpus: str | None = None) -> list[str]:
     """The names of a model's outputs: those of its corpus, or of the one that is named, else numbers.
 
     Raises UsageError when the corpus has another number of classes or targets than the model has outputs.
     """
-    assert isinstance(loaded.config, FinetuneConfig)
-    outputs = loaded.config.head.outputs
-    known = corpora.get(corpus) if corpus else known_corpus(loaded.config.data.corpus)
+    outputs = config.head.outputs
+    known = corpora.get(corpus) if corpus else known_corpus(config.data.corpus)
     if known is None:
         return [str(i) for i in range(outputs)]
     if known.outputs() != outputs:

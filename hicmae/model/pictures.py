@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def reconstruction(
     figure = Figure(figsize=(14, 9), layout="constrained")
     if title:
         figure.suptitle(title)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    top, bottom = _halves(figure, (1.1, 1))
     _film(top, [("input", _pixels(video)), ("seen", seen_video), ("output", frames)])
     _spectrograms(bottom, [("input", audio[0]), ("seen", seen_audio), ("output", sound)])
     return figure
@@ -73,7 +73,7 @@ def layer_weights(model: HiCMAEClassifier, title: str = "Weights of the layers i
         axes.bar(layers + (i - (len(weights) - 1) / 2) * width, values.detach().cpu().numpy(), width, label=stream)
     axes.axhline(1 / len(layers), color="0.4", linewidth=1, linestyle=":", label="equal weights")
     axes.set(xlabel="layer of the encoder", ylabel="weight", title=title, xticks=layers)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 
@@ -106,9 +106,9 @@ def attention(model: HiCMAEClassifier, video: Tensor, audio: Tensor, title: str 
     """Where the sound looks in the video and where the video listens in the sound, over the clip itself."""
     on_video, on_audio = cross_attention(model, video, audio)
     encoder = model.encoder_config
-    figure = Figure(figsize=(14, 5), layout="constrained")
+    figure = Figure(figsize=(14, 4.4), layout="constrained")
     figure.suptitle(title or "Attention between the streams, last fusion layer")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
+    top, bottom = _halves(figure, (1, 1))
     slices = _spread(encoder.video_grid[0])
     for axes, t in zip(top.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
         axes.imshow(_pixels(video)[t * encoder.tubelet_frames])
@@ -141,7 +141,7 @@ def feature_map(features: ArrayLike, labels: Sequence[str], method: str = "pca",
     for i, name in enumerate(names):
         chosen = np.array([label == name for label in labels])
         colour = colours(i) if len(names) <= 10 else colours(i / (len(names) - 1))
-        axes.scatter(*points[chosen].T, s=18, color=colour, label=name, alpha=0.85)
+        axes.scatter(points[chosen, 0], points[chosen, 1], s=18, color=colour, label=name, alpha=0.85)
     axes.set(title=title or f"Features before the head, {share}", xticks=[], yticks=[])
     axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
@@ -214,20 +214,25 @@ def _attention_read(block: Block, x: Tensor, context: Tensor) -> Tensor:
     return scores.softmax(-1).mean((0, 1, 2))
 
 
-def _film(figure: object, rows: Sequence[tuple[str, NDArray[np.float32]]]) -> None:
+def _halves(figure: Figure, heights: tuple[float, float]) -> tuple[SubFigure, SubFigure]:
+    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=heights))
+    return upper, lower
+
+
+def _film(figure: SubFigure, rows: Sequence[tuple[str, NDArray[np.float32]]]) -> None:
     """Rows of evenly spread frames."""
     chosen = _spread(len(rows[0][1]))
-    grid = figure.subplots(len(rows), len(chosen), squeeze=False)  # type: ignore[attr-defined]
-    for line, (name, frames) in zip(grid, rows, strict=True):
+    grid = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for row, (line, (name, frames)) in enumerate(zip(grid, rows, strict=True)):
         for axes, t in zip(line, chosen, strict=True):
             axes.imshow(frames[t])
-            _plain(axes, f"frame {t}" if line is grid[0] else "")
+            _plain(axes, "" if row else f"frame {t}")
         line[0].set_ylabel(name)
 
 
-def _spectrograms(figure: object, rows: Sequence[tuple[str, Tensor]]) -> None:
+def _spectrograms(figure: SubFigure, rows: Sequence[tuple[str, Tensor]]) -> None:
     low, high = (float(value) for value in rows[0][1].aminmax())
-    for axes, (name, values) in zip(figure.subplots(len(rows), 1), rows, strict=True):  # type: ignore[attr-defined]
+    for axes, (name, values) in zip(figure.subplots(len(rows), 1), rows, strict=True):
         axes.set_facecolor(str(_GREY))
         axes.imshow(values.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
         _plain(axes, "")

@@ -120,6 +120,12 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], **about: str) -> Non
         temporary.unlink(missing_ok=True)
 
 
+def remove_all(folder: Path) -> None:
+    """Remove what only an unfinished run needs; weights stay."""
+    for path in [*_found(folder), *folder.glob(f"{_DAMAGED}*"), *folder.glob(".step-*.tmp"), folder / "selected"]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()

@@ -239,7 +239,7 @@ def test_a_mask_with_another_number_of_hidden_tokens_is_refused() -> None:
     model = build()
     given = inputs(model)
     given["masked_audio"][1] = True
-    with pytest.raises(UsageError, match="a mask hides"):
+    with pytest.raises(UsageError, match="masks hide"):
         model(**given)
 
 

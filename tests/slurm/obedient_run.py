@@ -1,6 +1,6 @@
 """A program that keeps a run's record as `hicmae.run` does, in milliseconds, and misbehaves as behaviour.json says.
 
-    python obedient_run.py RUN_DIR
+python obedient_run.py RUN_DIR
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The local executor: real processes, failures injected on purpose.
 
-The executed program here is a small one that keeps a run's record exactly as `hicmae.run` does (lock, events, metrics, result) and
-misbehaves as its `behaviour.json` says; tests/experiments/test_launch_real.py executes real training.
+The executed program is a small one that keeps a run's record as `hicmae.run` does (lock, events, metrics, result) and misbehaves
+as its `behaviour.json` says; real training is executed in tests/experiments/test_launch_real.py.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def test_a_run_of_another_launcher_is_waited_for_not_started_twice(tmp_path: Pat
 def test_two_launchers_at_once_execute_every_run_once(tmp_path: Path) -> None:
     jobs = [job(tmp_path, seed, pause_s=0.02) for seed in range(6)]
     program = Path(__file__).with_name("launch_jobs.py")
-    launchers = [subprocess.Popen([sys.executable, str(program), str(PROGRAM), *(str(one.path) for one in jobs)]) for _ in range(2)]
+    launchers = [
+        subprocess.Popen([sys.executable, str(program), str(PROGRAM), *(str(one.path) for one in jobs)]) for _ in range(2)
+    ]
     assert [launcher.wait() for launcher in launchers] == [0, 0]
     assert all(RunRecord(one.path).state() == "done" for one in jobs)
     assert all(events(one).count("finished") == 1 for one in jobs)

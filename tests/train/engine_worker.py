@@ -1,14 +1,11 @@
-"""Run by test_engine.py, alone or as one of several processes: train a tiny model as each case of a JSON file says.
+"""What test_engine.py runs, alone or as one of several processes: train a tiny model as each case of a JSON file says.
 
-    python tests/train/engine_worker.py CASES.json OUT_FOLDER
-
-A case names a ZeRO stage, a precision, ...; its losses go to OUT_FOLDER/<name>.json, its state to OUT_FOLDER/<name>.safetensors.
+A case names a ZeRO stage, a precision, ...; its losses go to <folder>/<name>.json, its state to <folder>/<name>.safetensors.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,9 @@ from hicmae.config import EncoderConfig, EngineConfig, FinetuneConfig, HeadConfi
 from hicmae.train import distributed, objective, optim
 from hicmae.train.engine import Engine
 
-TINY = EncoderConfig(dim=16, heads=2, depth=2, fusion_depth=1, fusion_heads=2, image_px=32, frames=4, audio_frames=32, mel_bins=32)
+TINY = EncoderConfig(
+    dim=16, heads=2, depth=2, fusion_depth=1, fusion_heads=2, image_px=32, frames=4, audio_frames=32, mel_bins=32
+)
 BATCH = 8
 
 
@@ -99,12 +98,10 @@ def train(case: Case, out: Path, world: distributed.World) -> dict[str, Any]:
     return result
 
 
-def main(cases: Path, out: Path) -> None:
+def main(arguments: list[str]) -> None:
+    """Arguments: the folder, which holds cases.json and takes the results."""
+    folder = Path(arguments[0])
     torch.set_num_threads(1)
     world = distributed.start()
-    for values in json.loads(cases.read_text()):
-        train(Case(**values), out, world)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    for values in json.loads((folder / "cases.json").read_text()):
+        train(Case(**values), folder, world)

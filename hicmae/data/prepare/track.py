@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from hicmae.data.prepare.faces import Face
 SWITCH = 4.0  # what changing to another person costs: as much as being seen in this many frames is worth
 LOOK_BACK = 10  # frames with faces that the person may be missing in while others are seen
 JUMP = 1.0  # of the face's size between two looks: another person or another shot, nothing to smooth over
-MEDIAN_LOOKS = 3  # single bad finds are dropped
+OUTLIER = 0.2  # of the face's size, or radians, from the median of three looks: a single bad find
 PLACE_S, SHAPE_S = 0.12, 0.5  # how far the smoothing reaches (standard deviation), place and size or tilt
 Row = NDArray[np.float64]
 
@@ -38,27 +39,35 @@ def follow(looks: Sequence[Look], width: int, height: int) -> list[tuple[int, Fa
     the face moved, at most SWITCH, so that a second person is followed only where the first is gone for long or the shot changes.
     """
     largest = max((face.size for look in looks for face in look.faces), default=0.0)
-    chains: list[list[tuple[float, int, Face, tuple[int, int] | None]]] = []  # per look with faces: value, frame, face, before
-    for look in (look for look in looks if look.faces):
-        row = []
-        for face in look.faces:
-            gain, before = max(_steps(chains, face), key=lambda step: step[0], default=(0.0, None))
-            row.append((_worth(face, largest, width, height) + gain, look.frame, face, before))
-        chains.append(row)
-    ends = ((row[place][0], (number, place)) for number, row in enumerate(chains) for place in range(len(row)))
-    _, link = max(ends, default=(0.0, None))
+    rows: list[list[_Link]] = []  # one for every look with faces
+    for look in looks:
+        if look.faces:
+            earlier = [link for row in rows[-LOOK_BACK:] for link in row]
+            rows.append([_link(earlier, look.frame, face, _worth(face, largest, width, height)) for face in look.faces])
+    link = max((link for row in rows for link in row), key=lambda link: link.value, default=None)
     path = []
     while link is not None:
-        _, frame, face, link = chains[link[0]][link[1]]
-        path.append((frame, face))
+        path.append((link.frame, link.face))
+        link = link.before
     return path[::-1]
 
 
-def _steps(chains: list[list[tuple[float, int, Face, tuple[int, int] | None]]], face: Face) -> list[tuple[float, tuple[int, int]]]:
-    """Value of every earlier face that this one could follow, less the step from there."""
-    recent = range(max(0, len(chains) - LOOK_BACK), len(chains))
-    links = [(number, place) for number in recent for place in range(len(chains[number]))]
-    return [(chains[n][p][0] - SWITCH * min(1.0, moved(chains[n][p][2], face)) ** 2, (n, p)) for n, p in links]
+@dataclass(frozen=True)
+class _Link:
+    """The best chain that ends in this face."""
+
+    value: float
+    frame: int
+    face: Face
+    before: _Link | None
+
+
+def _link(earlier: Sequence[_Link], frame: int, face: Face, worth: float) -> _Link:
+    values = [link.value - SWITCH * min(1.0, moved(link.face, face)) ** 2 for link in earlier]
+    best = max(range(len(values)), key=values.__getitem__, default=-1)
+    if best < 0 or values[best] <= 0:
+        return _Link(worth, frame, face, None)
+    return _Link(values[best] + worth, frame, face, earlier[best])
 
 
 def _worth(face: Face, largest: float, width: int, height: int) -> float:
@@ -73,15 +82,21 @@ def moved(face: Face, other: Face) -> float:
     return apart + abs(math.log(face.size / other.size))
 
 
+def longest_gap(path: Sequence[tuple[int, Face]], frame_count: int) -> int:
+    """The most frames in a row, from one look at the face to the next or to the clip's ends, that have to be bridged."""
+    seen = [-1, *(frame for frame, _ in path), frame_count]
+    return max(after - before - 1 for before, after in pairwise(seen))
+
+
 def smooth(path: Sequence[tuple[int, Face]], frame_count: int, fps: float) -> Row:
     """Centre x, centre y, size and angle of the face in every frame: (T, 4).
 
     Between examined frames the place is interpolated, before the first and after the last it stands still. Across a jump
     nothing is mixed: the crop changes at once, half-way between the two looks.
     """
-    bounds = [0, *((a[0] + b[0] + 1) // 2 for a, b in zip(path, path[1:], strict=False) if moved(a[1], b[1]) > JUMP), frame_count]
+    bounds = [0, *((a[0] + b[0] + 1) // 2 for a, b in pairwise(path) if moved(a[1], b[1]) > JUMP), frame_count]
     pieces = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         inside = [(frame, face) for frame, face in path if start <= frame < end]
         pieces.append(_smooth_piece(inside, np.arange(start, end), fps))
     return np.concatenate(pieces)
@@ -91,7 +106,9 @@ def _smooth_piece(path: Sequence[tuple[int, Face]], frames: NDArray[np.int64], f
     looks = np.asarray([frame for frame, _ in path])
     rows = np.asarray([(face.x, face.y, face.size, face.angle) for _, face in path])
     rows[:, 3] = np.unwrap(rows[:, 3])
-    rows = median_filter(rows, size=(MEDIAN_LOOKS, 1), mode="nearest")
+    usual = median_filter(rows, size=(3, 1), mode="nearest")
+    limit = OUTLIER * np.column_stack([usual[:, 2], usual[:, 2], usual[:, 2], np.ones(len(usual))])
+    rows = np.where(np.abs(rows - usual) > limit, usual, rows)
     columns = [np.interp(frames, looks, column) for column in rows.T]
     reach = (PLACE_S, PLACE_S, SHAPE_S, SHAPE_S)
     return np.stack([gaussian_filter1d(c, s * fps, mode="nearest") for c, s in zip(columns, reach, strict=True)], axis=1)

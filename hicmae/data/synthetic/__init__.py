@@ -15,5 +15,6 @@ that is what pre-training can find. The parts, from what is said to what is stor
 """
 
 from hicmae.data.synthetic.corpus import CLASSES, GENERATOR_VERSION, generate
+from hicmae.data.synthetic.layouts import LAYOUTS, write_layout
 
-__all__ = ["CLASSES", "GENERATOR_VERSION", "generate"]
+__all__ = ["CLASSES", "GENERATOR_VERSION", "LAYOUTS", "generate", "write_layout"]

@@ -15,7 +15,7 @@ from hicmae.data.synthetic.write import Frames
 
 @dataclass(frozen=True)
 class Take:
-    """One clip to make. Speaker, take and seed decide all but the two factors, so clips that differ in one factor can be compared."""
+    """One clip to make. Seed, speaker and take decide all but the two factors: clips that differ in one can be compared."""
 
     seed: int
     speaker: int
@@ -25,12 +25,13 @@ class Take:
     duration_s: float = 2.0
     size_px: int = 96
     fps: Fraction = Fraction(25)
+    silent: bool = False  # somebody who listens
 
 
 def pictures(take: Take) -> Frames:
     """(T, size_px, size_px, 3), drawn at the middle of every frame's time."""
     frames = round(take.duration_s * take.fps)
-    times_s = (np.arange(frames) + 0.5) / float(take.fps)
+    times_s = np.linspace(0.5, frames - 0.5, frames, dtype=np.float64) / float(take.fps)
     rng = stream(take.seed, "face", take.speaker, take.take)
     return film(draw_looks(take.seed, take.speaker), _tracks(take), take.valence, rng, times_s, take.size_px)
 
@@ -46,4 +47,5 @@ def _tracks(take: Take) -> Tracks:
     """What is said, at the speaker's own pace; read by voice and face alike."""
     rng = stream(take.seed, "script", take.speaker, take.take)
     pace = draw_voice(take.seed, take.speaker).syllables_per_s
-    return perform(write_script(rng, take.duration_s, pace), take.duration_s)
+    syllables = [] if take.silent else write_script(rng, take.duration_s, pace)
+    return perform(syllables, take.duration_s)

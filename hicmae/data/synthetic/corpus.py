@@ -16,8 +16,10 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 
 from filelock import FileLock
 
@@ -50,7 +52,7 @@ class Recipe:
             ),
             "folds": (2 <= self.folds <= self.speakers, f"must be between 2 and the number of speakers, {self.speakers}"),
             "seconds": (0.5 <= self.seconds <= 60, "must be between 0.5 and 60"),
-            "size_px": (32 <= self.size_px <= 1024 and self.size_px % 2 == 0, "must be even and between 32 and 1024"),
+            "size_px": (64 <= self.size_px <= 1024 and self.size_px % 2 == 0, "must be even and between 64 and 1024"),
             "seed": (self.seed >= 0, "must be at least 0"),
         }
         for name, (holds, rule) in allowed.items():
@@ -157,22 +159,32 @@ def _made(root: Path, recipe: Recipe, rows: list[Row], processes: int) -> Iterat
     """Yields once per finished clip."""
     if processes <= 1:
         for row in rows:
-            yield make_clip(root / row.file, recipe, row)
+            make_clip(root / row.file, recipe, row)
+            yield
         return
     # Fresh processes: a fork of one that has started threads (PyTorch's, a codec's) can hang.
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_attend_to_parent)
     try:
         for clip in as_completed([pool.submit(make_clip, root / row.file, recipe, row) for row in rows]):
-            yield clip.result()
+            clip.result()
+            yield
     except BrokenExecutor:
         raise HicmaeError(f"{root}: a process that made clips was killed, perhaps out of memory; start again to go on") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C is for the parent, which lets the clips in hand be finished."""
+def _attend_to_parent() -> None:
+    """Ctrl-C is for the parent, which lets the clips in hand be finished; when the parent is killed, end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _manifest(rows: list[Row]) -> str:

@@ -7,6 +7,9 @@ Shapes: T frames, N steps of the script.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,21 +24,23 @@ IRISES: tuple[Colour, ...] = ((84, 54, 34), (70, 104, 140), (84, 116, 78), (110,
 CLOTHES: tuple[Colour, ...] = ((58, 92, 130), (132, 62, 70), (70, 110, 88), (98, 82, 128), (176, 140, 76), (62, 66, 78))
 WALLS: tuple[Colour, ...] = ((206, 214, 220), (220, 212, 200), (198, 210, 202), (212, 204, 216), (188, 198, 212))
 DARK_SKINS = SKINS[4:]
+T = TypeVar("T")
 
 
 def draw_looks(seed: int, speaker: int) -> FaceIdentity:
     """A speaker's looks. Odd speakers, who have the higher voices, more often have long hair, even ones a beard."""
     rng = stream(seed, "looks", speaker)
     high = bool(speaker % 2)
-    skin = SKINS[int(rng.integers(len(SKINS)))]
+    skin: Colour = _dealt(SKINS, seed, "skin", speaker)
     dark = skin in DARK_SKINS
+    styles = ("long", "bun", "long", "fringe") if high else ("short", "fringe", "short")
     return FaceIdentity(
         skin=skin,
-        hair=HAIRS[int(rng.integers(2 if dark else len(HAIRS)))],
-        iris=IRISES[int(rng.integers(1 if dark else len(IRISES)))],
-        clothes=CLOTHES[int(rng.integers(len(CLOTHES)))],
-        wall=WALLS[int(rng.integers(len(WALLS)))],
-        hair_style=str(rng.choice(["long", "long", "bun", "fringe"] if high else ["short", "short", "fringe"])),
+        hair=_dealt(HAIRS[:2] if dark else HAIRS, seed, "hair", speaker),
+        iris=_dealt(IRISES[:1] if dark else IRISES, seed, "iris", speaker),
+        clothes=_dealt(CLOTHES, seed, "clothes", speaker),
+        wall=_dealt(WALLS, seed, "wall", speaker),
+        hair_style=_dealt(styles, seed, "style", speaker // 2),
         width=float(rng.uniform(0.72, 0.8)),
         jaw=float(rng.uniform(0.76, 0.86) if high else rng.uniform(0.83, 0.92)),
         eye_apart=float(rng.uniform(0.3, 0.34)),
@@ -44,9 +49,15 @@ def draw_looks(seed: int, speaker: int) -> FaceIdentity:
         nose=float(rng.uniform(0.9, 1.12)),
         mouth=float(rng.uniform(0.28, 0.33)),
         lips=float(rng.uniform(0.95, 1.25) if high else rng.uniform(0.75, 1.0)),
-        beard=bool(rng.random() < 0.35) and not high,
-        glasses=bool(rng.random() < 0.25),
+        beard=not high and _dealt((True, False, False), seed, "beard", speaker // 2),
+        glasses=_dealt((True, False, False, False), seed, "glasses", speaker),
     )
+
+
+def _dealt(options: Sequence[T], seed: int, name: str, speaker: int) -> T:
+    """One of the options, dealt like cards: none comes again before the others have come."""
+    rounds, place = divmod(speaker, len(options))
+    return options[int(stream(seed, "deal", name, rounds).permutation(len(options))[place])]
 
 
 def film(

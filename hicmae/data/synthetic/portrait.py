@@ -95,7 +95,10 @@ def _hair_behind(face: Face) -> list[Shape]:
         return [face.fill(closed(face.at(symmetric(mane), -0.25)), shade(who.hair, 0.8))]
     if who.hair_style == "bun":
         knot = face.at([(0, -1.16)], -0.2)[:, 0]
-        return [face.fill(oval(knot, 0.34, 0.28), shade(who.hair, 0.82)), face.fill(oval(knot, 0.24, 0.19), shade(who.hair, 0.95))]
+        return [
+            face.fill(oval(knot, 0.34, 0.28), shade(who.hair, 0.82)),
+            face.fill(oval(knot, 0.24, 0.19), shade(who.hair, 0.95)),
+        ]
     return []
 
 
@@ -125,7 +128,15 @@ def _head(face: Face) -> list[Shape]:
     for sign in (-1, 1):
         ear = face.at([(sign * (w + 0.02), 0.1)], -0.12)[:, 0]
         shapes += [face.fill(oval(ear, 0.1, 0.18), shade(who.skin, 0.88)), face.fill(oval(ear, 0.05, 0.1), shade(who.skin, 0.74))]
-    side = [(0.0, -1.0), (0.52 * w, -0.93), (0.9 * w, -0.62), (w, -0.15), (0.97 * w, 0.25), (0.88 * jaw, 0.62), (0.52 * jaw, 0.92)]
+    side = [
+        (0.0, -1.0),
+        (0.52 * w, -0.93),
+        (0.9 * w, -0.62),
+        (w, -0.15),
+        (0.97 * w, 0.25),
+        (0.88 * jaw, 0.62),
+        (0.52 * jaw, 0.92),
+    ]
     skull = closed(face.at(symmetric([*side, (0.0, 1.0)]), 0.0))
     for layer in range(6):
         inset, shift = np.array([1 - 0.035 * layer, 1 - 0.03 * layer, 1.0]), np.array([-0.012 * layer, -0.014 * layer, 0.0])
@@ -283,7 +294,10 @@ def _glasses(face: Face) -> list[Shape]:
         rim = np.concatenate([rim, rim[:, :1]], axis=1)
         shapes += [face.line(rim, (52, 46, 50), (0.9, 0.9, 0.9)), face.line(temple, (52, 46, 50), (0.9, 0.9, 0.9))]
     inner = who.eye_apart - 0.22
-    return [*shapes, face.line(opened(face.at([(-inner, -0.03), (0, -0.07), (inner, -0.03)], 0.34)), (52, 46, 50), (0.9, 0.9, 0.9))]
+    return [
+        *shapes,
+        face.line(opened(face.at([(-inner, -0.03), (0, -0.07), (inner, -0.03)], 0.34)), (52, 46, 50), (0.9, 0.9, 0.9)),
+    ]
 
 
 def _lines(x: Array, y: Array, depth: Array | float) -> Array:

@@ -82,12 +82,13 @@ class Tracks:
 def stream(seed: int, *names: str | int) -> np.random.Generator:
     """An independent random generator for a named purpose: equal names give equal numbers, on any process."""
     keys = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *keys])))
+    # How many names there are is part of the key: seed sequences pad with zeros, so (1,) and (1, 0) would be one stream.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, len(keys), *keys])))
 
 
 def write_script(rng: np.random.Generator, duration_s: float, syllables_per_s: float) -> list[Syllable]:
     """Syllables that fill the clip, with now and then a short pause."""
-    syllables = []
+    syllables: list[Syllable] = []
     start = float(rng.uniform(0.04, 0.14))
     while True:
         duration = float(rng.uniform(0.85, 1.2)) / syllables_per_s
@@ -108,7 +109,7 @@ def perform(syllables: list[Syllable], duration_s: float) -> Tracks:
         consonant, vowel = CONSONANTS[syllable.consonant], VOWELS[syllable.vowel]
         first, end = round(syllable.start_s / STEP_S), round((syllable.start_s + syllable.duration_s) / STEP_S)
         open_at = first + round(consonant.closure_s / STEP_S)
-        voicing[first:open_at], voicing[open_at:end] = consonant.voicing, syllable.stress
+        voicing[first:open_at], voicing[open_at:end] = consonant.voicing, syllable.stress * (0.4 + 0.6 * vowel.opening)
         hiss[_hiss_span(consonant, first, open_at)] = consonant.hiss * syllable.stress
         hiss_hz[first : open_at + 6] = consonant.hiss_hz
         formants[first:end] = vowel.formants_hz

@@ -17,7 +17,7 @@ from hicmae.data.synthetic.script import STEP_S, Array, Tracks, smooth, stream
 SAMPLE_RATE_HZ = 16_000
 STEP_SAMPLES = round(STEP_S * SAMPLE_RATE_HZ)
 FORMANT_WIDTHS_HZ = (70.0, 90.0, 140.0, 220.0, 300.0)
-HISS = 0.6  # of the noise in consonants, beside vowels of power 1
+BREATH, HISS = 0.01, 0.4  # noise in vowels (beside a first harmonic of 1) and in consonants (beside vowels of power 1)
 ROOM_NOISE_DB = -62.0
 TOP_HZ = 7400.0  # no harmonic above: AAC at this rate cuts there too
 
@@ -70,11 +70,10 @@ def speak(identity: VoiceIdentity, tracks: Tracks, arousal: int, rng: np.random.
     pitch_hz = pitch(identity, manner, tracks, rng)
     at_samples = np.arange(samples) / STEP_SAMPLES
     pulses = glottal_pulses(_at(at_samples, pitch_hz), manner.tilt_db)
-    breath = 0.02 * identity.breath * manner.breath * white[0]
-    source = (pulses + breath) * _at(at_samples, tracks.voicing)
-    voiced = _through(source, _formant_sections(identity, tracks))
+    breath = BREATH * identity.breath * manner.breath * white[0]
+    voiced = _levelled(_through(pulses + breath, _formant_sections(identity, tracks))) * _at(at_samples, tracks.voicing)
     hiss = _through(white[1] * _at(at_samples, tracks.hiss), _hiss_sections(tracks))
-    speech = voiced / _rms(voiced) + HISS * hiss
+    speech = voiced + HISS * hiss
     level_db = manner.level_db + identity.level_db + float(rng.uniform(-1.5, 1.5))
     sound = speech / _rms(speech) * 10 ** (level_db / 20) + white[2] * 10 ** (ROOM_NOISE_DB / 20)
     return np.clip(_gentle_room(sound), -0.98, 0.98)
@@ -87,7 +86,7 @@ def pitch(identity: VoiceIdentity, manner: Manner, tracks: Tracks, rng: np.rando
 
 
 def glottal_pulses(pitch_hz: Array, tilt_db: float) -> Array:
-    """Cosines at every multiple of the pitch (M,) up to TOP_HZ, `tilt_db` per octave: pulses without aliasing; power 1/2 each at 0 dB."""
+    """Cosines at every multiple of the pitch (M,) up to TOP_HZ, `tilt_db` weaker per octave: pulses without aliasing."""
     phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
     turn = 2 * np.cos(phase)
     previous, current, pulses = np.ones_like(phase), np.cos(phase), np.zeros_like(phase)
@@ -146,6 +145,14 @@ def _through(source: Array, sections: Array) -> Array:
         block = slice(first, first + STEP_SAMPLES)
         filtered[block], memory = sosfilt(sections[min(step, len(sections) - 1)], source[block], zi=memory)
     return filtered
+
+
+def _levelled(sound: Array) -> Array:
+    """Power 1 throughout: how loud a syllable is follows from the script, not from how vowels and manners fit together."""
+    steps = len(sound) // STEP_SAMPLES
+    power = np.mean(sound[: steps * STEP_SAMPLES].reshape(steps, STEP_SAMPLES) ** 2, axis=1)  # (N,)
+    level = np.sqrt(smooth(power, 0.06)) + 1e-9
+    return sound / _at(np.arange(len(sound)) / STEP_SAMPLES - 0.5, level)
 
 
 def _gentle_room(sound: Array) -> Array:

@@ -6,6 +6,7 @@ with one build of the codecs.
 
 from __future__ import annotations
 
+import os
 import wave
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,8 +33,8 @@ class Codec:
     """How one kind of file is encoded; the container follows from the file's suffix."""
 
     container: str
-    video: str | None = None
-    audio: str | None = None
+    video: str = ""
+    audio: str = ""
     audio_rate_hz: int = SAMPLE_RATE_HZ
     video_options: tuple[tuple[str, str], ...] = ()
 
@@ -58,7 +59,7 @@ def write_media(
     .wav 16-bit PCM (sound alone).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".wav":
             _encode_wav(temporary, np.zeros(0) if sound is None else sound, wav_rate_hz)
@@ -118,4 +119,5 @@ def _audio_stream(container: OutputContainer, codec: Codec) -> AudioStream:
 def _sound_frame(sound: Array, rate_hz: int) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(resampled(sound, rate_hz).astype(np.float32)[None], format="fltp", layout="mono")
     frame.sample_rate = rate_hz
+    frame.pts, frame.time_base = 0, Fraction(1, rate_hz)  # so that the encoder's lead-in lies before 0 and is skipped
     return frame

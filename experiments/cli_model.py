@@ -1,0 +1,266 @@
+"""`hicmae parity`, `summary`, `predict`, `embed`, `pictures` and `bench`: models on the command line.
+
+    hicmae parity tests/golden
+    hicmae predict clip.mp4 --model runs/0123456789abcdef
+
+Nothing here imports torch before a command runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Column, Table
+
+from hicmae.errors import UsageError, raise_unknown
+from hicmae.presets import ENCODERS, check_size
+
+if TYPE_CHECKING:
+    from hicmae.model.parity import Check
+    from hicmae.model.summary import Summary
+    from hicmae.model.zoo import Loaded
+
+PANEL = "Models"
+CLIPS = Annotated[list[Path], typer.Argument(help="Video files (sound files for a model of sound alone).", show_default=False)]
+MODEL = Annotated[
+    str, typer.Option("--model", "-m", help="A run directory or id, a checkpoint file, or a size.", show_default=False)
+]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+FEATURE_FILES = (".npz", ".csv", ".parquet")
+METHODS = ("pca", "tsne")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this topic."""
+    commands: tuple[Callable[..., None], ...] = (parity, summary, predict, embed, pictures)
+    for command in commands:
+        app.command(rich_help_panel=PANEL)(command)
+    bench = typer.Typer(no_args_is_help=True, help="Measure how fast models are here, and compare two measurements.")
+    bench.command("model")(bench_model)
+    bench.command("compare")(bench_compare)
+    app.add_typer(bench, name="bench", rich_help_panel=PANEL)
+
+
+def parity(
+    folder: Annotated[Path, typer.Argument(help="A folder of reference numbers, such as tests/golden.", show_default=False)],
+    as_json: JSON = False,
+) -> None:
+    """Compare this installation with numbers made by the authors' release; exit 1 when one lies beyond its tolerance."""
+    from hicmae.model.parity import check_folder
+
+    checks = check_folder(folder)
+    failed = [check for check in checks if not check.passed]
+    if as_json:
+        finite = [check.difference if math.isfinite(check.difference) else None for check in checks]
+        rows = [{**vars(c), "difference": value, "passed": c.passed} for c, value in zip(checks, finite, strict=True)]
+        typer.echo(json.dumps(rows, indent=1))
+        raise typer.Exit(1 if failed else 0)
+    console = Console()
+    console.print(_parity_table(checks))
+    files = len({check.file for check in checks})
+    console.print(f"{len(checks) - len(failed)} of {len(checks)} quantities in {files} files are equal to the authors' release")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _parity_table(checks: list[Check]) -> Table:
+    table = Table("quantity", "largest difference", "tolerance", "", box=box.SIMPLE_HEAD)
+    for file, rows in itertools.groupby(checks, key=lambda check: check.file):
+        table.add_row(f"[bold]{file}[/]")
+        for check in rows:
+            mark = "[green]equal[/]" if check.passed else f"[bold red]DIFFERS[/] {check.where}"
+            table.add_row(f"  {check.quantity}", f"{check.difference:.2g}", f"{check.tolerance:g}", mark)
+    return table
+
+
+def summary(
+    size: Annotated[str, typer.Argument(help="tiny, small, base or smoke.", show_default="all")] = "",
+    classes: Annotated[int, typer.Option(help="Outputs of the head in fine-tuning.", min=1)] = 6,
+    as_json: JSON = False,
+) -> None:
+    """Parameters by part, and floating-point operations of one clip, for pre-training and fine-tuning."""
+    sizes = [check_size(size)] if size else [name for name in ENCODERS if name != "smoke"]
+    from hicmae.model.summary import summarise
+
+    rows = [(name, row) for name in sizes for row in summarise(name, classes)]
+    if as_json:
+        typer.echo(json.dumps([{"size": name, **vars(row), "total": row.total} for name, row in rows], indent=1))
+        return
+    Console().print(_summary_table(rows))
+
+
+def _summary_table(rows: list[tuple[str, Summary]]) -> Table:
+    table = Table("", "pre-training", "fine-tuning", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for size, stages in itertools.groupby(rows, key=lambda row: row[0]):
+        both = [row for _, row in stages]
+        table.add_row(f"[bold]{size}[/]")
+        for part in both[0].parameters:
+            table.add_row(f"  {part}", *(f"{row.parameters.get(part, 0):,}" for row in both))
+        table.add_row("  all parameters", *(f"[bold]{row.total:,}[/]" for row in both))
+        table.add_row("  GFLOP of a clip, forward", *(f"{row.forward_flops / 1e9:.1f}" for row in both))
+        table.add_row("  and with backward", *(f"{row.step_flops / 1e9:.1f}" for row in both))
+    return table
+
+
+def predict(
+    clips: CLIPS,
+    model: MODEL,
+    corpus: Annotated[str | None, typer.Option(help="Whose class names to print.", show_default="the model's")] = None,
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+) -> None:
+    """Print the class probabilities (or regression outputs) of media files."""
+    from hicmae.model import inference
+    from hicmae.model.zoo import open_model, pick_device
+
+    loaded = open_model(model)
+    _, config = inference.with_head(loaded)
+    names = inference.class_names(config, corpus)
+    _warn_if_new(loaded)
+    scores = inference.predict(loaded, clips, pick_device(device)).tolist()
+    if as_json:
+        named = [
+            {"clip": str(clip), "scores": dict(zip(names, row, strict=True))} for clip, row in zip(clips, scores, strict=True)
+        ]
+        typer.echo(json.dumps(named, indent=1))
+    elif config.head.task == "classification":
+        Console().print(_answers(clips, names, scores))
+    else:
+        table = Table(Column("clip", overflow="fold"), *names, box=box.SIMPLE_HEAD)
+        for clip, row in zip(clips, scores, strict=True):
+            table.add_row(str(clip), *(f"{value:.3f}" for value in row))
+        Console().print(table)
+
+
+def _answers(clips: list[Path], names: list[str], scores: list[list[float]]) -> Table:
+    """Probabilities in percent, the largest in bold and named first."""
+    table = Table(Column("clip", overflow="fold"), "answer", *names, box=box.SIMPLE_HEAD, caption="percent")
+    for clip, row in zip(clips, scores, strict=True):
+        best = row.index(max(row))
+        cells = [f"[bold]{100 * value:.1f}[/]" if i == best else f"{100 * value:.1f}" for i, value in enumerate(row)]
+        table.add_row(str(clip), names[best], *cells)
+    return table
+
+
+def embed(
+    clips: CLIPS,
+    model: MODEL,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .npz, .csv or .parquet file.", show_default=False)],
+    modality: Annotated[str, typer.Option(help="Streams of a pre-trained model: AV, A or V.")] = "AV",
+    device: DEVICE = "auto",
+) -> None:
+    """Write the features before the head, one row for each media file."""
+    if output.suffix not in FEATURE_FILES:
+        raise UsageError(f"{output}: unknown ending; valid: {', '.join(FEATURE_FILES)}")
+    from hicmae.model import inference
+    from hicmae.model.zoo import open_model, pick_device
+
+    loaded = open_model(model)
+    _warn_if_new(loaded)
+    features = inference.embed(loaded, clips, modality, pick_device(device))
+    _write_features(output, clips, features)
+    Console().print(f"{features.shape[0]} clips, {features.shape[1]} features each: {output}")
+
+
+def pictures(
+    clips: CLIPS,
+    model: MODEL,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the PNG files.")] = Path("pictures"),
+    method: Annotated[str, typer.Option(help="The map of features: pca or tsne.")] = "pca",
+    seed: Annotated[int, typer.Option(help="Of the masks and of the map.")] = 0,
+) -> None:
+    """Draw what a model does: reconstructions, layer weights, attention between the streams, a map of features."""
+    if method not in METHODS:
+        raise_unknown("method", method, METHODS)
+    from hicmae.model.gallery import draw
+    from hicmae.model.zoo import open_model
+
+    loaded = open_model(model)
+    _warn_if_new(loaded)
+    for path in draw(loaded, clips, output, method, seed):
+        typer.echo(path)
+
+
+def bench_model(
+    size: Annotated[list[str] | None, typer.Option(help="Sizes; repeatable.", show_default="base; all on a GPU")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="pretrain, finetune; repeatable.", show_default="both")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Clips in a batch; repeatable.", show_default="4, on a GPU 160 and 56")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, bf16, fp16; repeatable.", show_default="fp32, on a GPU bf16")
+    ] = None,
+    attention: Annotated[
+        list[str] | None, typer.Option(help="auto, flash, efficient, cudnn, math; repeatable.", show_default="auto")
+    ] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--eager", help="Only compiled or only eager.", show_default="eager; both on a GPU")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Measured steps of each case.", min=1)] = 5,
+    ratios: Annotated[bool, typer.Option(help="Also time each speed-up against the step without it.")] = True,
+    device: DEVICE = "auto",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-model.json"),
+) -> None:
+    """Clips/s, TFLOP/s, share of the card's peak and peak memory of training steps on ready tensors."""
+    from experiments import bench_model as bench
+    from experiments import bench_tables
+    from hicmae.model.zoo import pick_device
+
+    asked: dict[str, Any] = {"sizes": size, "stages": stage, "batches": batch, "precisions": precision, "attentions": attention}
+    settings = bench.settings_for(pick_device(device), compiled=compiled, **asked)
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=None)
+
+        def show(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        result = bench.measure(settings, steps, ratios, show)
+    bench_tables.write(result, output)
+    for table in bench_tables.tables(result):
+        console.print(table)
+    console.print(f"{output}")
+
+
+def bench_compare(
+    before: Annotated[Path, typer.Argument(help="A JSON file of `hicmae bench model`.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+) -> None:
+    """Compare two measurements, case by case."""
+    from experiments import bench_tables
+
+    measured = bench_tables.read(before), bench_tables.read(after)
+    Console().print(bench_tables.comparison(*measured, before.name, after.name))
+
+
+def _write_features(path: Path, clips: list[Path], features: Any) -> None:
+    import numpy as np
+    import pandas as pd
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [str(clip) for clip in clips]
+    if path.suffix == ".npz":
+        np.savez(path, clips=np.array(names), features=features)
+        return
+    table = pd.DataFrame(features, columns=[f"feature_{i}" for i in range(features.shape[1])])
+    table.insert(0, "clip", names)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path, index=False)
+
+
+def _warn_if_new(loaded: Loaded) -> None:
+    if loaded.source in ENCODERS:
+        Console(stderr=True).print(f"[yellow]note:[/] {loaded.source} is a size with new, random weights; give a trained model")

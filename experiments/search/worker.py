@@ -1,0 +1,157 @@
+"""A worker of a search: asks for a trial, has it judged, tells; again and again, until the budget is spent.
+
+    python -m experiments.search.worker NAME --fold 1 --runs runs [--smoke] [--trials N] [--gpu-hours H]
+
+Started by `hicmae search run`, any number at once, on one machine or many that see the folder. Killed at any moment it loses
+nothing: its trial is taken over. Asked to stop (SIGTERM, SIGINT, SIGUSR2) it lets its run write a checkpoint first.
+Exit codes: 0 nothing left to begin, 75 asked to stop, 1 failed, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from experiments.available import Fingerprints
+from experiments.experiment import is_file
+from experiments.search import definition
+from experiments.search.definition import Budget, Search
+from experiments.study_file import FOLDER
+from hicmae.errors import HicmaeError, UsageError
+from hicmae.record import runs_root
+
+if TYPE_CHECKING:
+    from experiments.search.judge import Verdict
+    from experiments.search.study import OwnTrial, Study
+
+STORAGE = "HICMAE_SEARCH_STORAGE"  # a database's URL; by the environment, so that no password stands in a list of processes
+STOPPED = 75
+MAX_FAILURES = 3  # in a row, after which a worker gives up: something is wrong beyond the trials
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which search, and where; empty values leave it as declared."""
+
+    name: str
+    runs_root: Path
+    smoke: bool = False
+    folds: tuple[int, ...] = ()
+    trials: int | None = None
+    gpu_hours: float | None = None
+
+    def arguments(self, fold: int | None) -> list[str]:
+        """The command line of a worker for one outer fold."""
+        name = str(Path(self.name).absolute()) if is_file(self.name) else self.name
+        words = [name, "--runs", str(self.runs_root.absolute())]
+        for option, value in (("--fold", fold), ("--trials", self.trials), ("--gpu-hours", self.gpu_hours)):
+            words += [option, str(value)] if value is not None else []
+        return [*words, *(["--smoke"] if self.smoke else [])]
+
+
+def requested(request: Request) -> Search:
+    """The search as declared, with the size, folds and budget that were asked for. Raises UsageError."""
+    search = definition.find(request.name)
+    search = search.at_smoke_size() if request.smoke else search
+    search = replace(search, folds=request.folds) if request.folds and search.function is None else search
+    if request.trials is not None or request.gpu_hours is not None:
+        search = replace(search, budget=Budget(request.trials, request.gpu_hours))
+    return search
+
+
+def folder_of(runs_root: Path, search: Search) -> Path:
+    """Where the journal, the claims, the logs and the figures of one outer fold's search lie."""
+    return runs_root / FOLDER / search.name
+
+
+def opened(search: Search, runs_root: Path, prints: Fingerprints) -> Study:
+    """The study of one outer fold's search, checked and made where it is new. Raises UsageError."""
+    from experiments.search.study import Study
+
+    search.check_space()
+    return Study.open(search, folder_of(runs_root, search), os.environ.get(STORAGE), search.identity(prints))
+
+
+def work(study: Study, judge: Callable[[OwnTrial], Verdict], stopping: Callable[[], bool] = lambda: False) -> int:
+    """Judge trials until nothing is left to begin; how many were finished here.
+
+    Raises Stopped when asked to stop, and HicmaeError after three failures in a row.
+    """
+    from experiments.search.judge import Stopped
+
+    finished = failures = 0
+    while (trial := study.claim()) is not None:
+        try:
+            verdict = judge(trial)
+        except BaseException:
+            trial.give_back()
+            raise
+        study.tell(trial, verdict.value, pruned=verdict.pruned, reason=verdict.reason)
+        finished += 1
+        failures = failures + 1 if verdict.value is None and not verdict.pruned else 0
+        if failures == MAX_FAILURES:
+            raise HicmaeError(
+                f"{failures} trials in a row failed, the last one by: {verdict.reason}; mend it and run the search again"
+            )
+        if stopping():
+            raise Stopped("asked to stop")
+    return finished
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.search.worker", description="One worker of a search.")
+    parser.add_argument("name", help="a search's name or a Python file with search()")
+    parser.add_argument("--fold", type=int, help="the outer fold")
+    parser.add_argument("--runs", type=Path, default=runs_root(), help="folder of the run directories (default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--gpu-hours", type=float)
+    options = parser.parse_args(arguments)
+    folds = () if options.fold is None else (options.fold,)
+    request = Request(options.name, options.runs, options.smoke, folds, options.trials, options.gpu_hours)
+    try:
+        return _work_as_process(request)
+    except HicmaeError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _work_as_process(request: Request) -> int:
+    from experiments.search import report
+    from experiments.search.judge import FunctionJudge, RunJudge, Stopped
+
+    stops: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stops.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, stop)
+    parts = requested(request).parts()
+    if len(parts) > 1:
+        raise UsageError(f"{request.name} has {len(parts)} outer folds, each with a search of its own: name one with --fold")
+    search, prints = parts[0], Fingerprints()
+    study = opened(search, request.runs_root, prints)
+    judge: Callable[[OwnTrial], Verdict]
+    if search.function is not None:
+        judge = FunctionJudge(search.function)
+    else:
+        judge = RunJudge(search, study, request.runs_root, prints, lambda: bool(stops))
+    try:
+        finished = work(study, judge, lambda: bool(stops))
+    except Stopped:
+        return STOPPED
+    report.record(search, study, request.runs_root, prints)
+    print(f"{finished} trials finished here; nothing left to begin", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The command as a user meets it: exit codes, one line for every mistake, answers without waiting for heavy imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hicmae
+from experiments import experiment, study_file
+from hicmae.errors import UsageError
+from hicmae.record import RunRecord
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LAUNCH = (sys.executable, str(CHECKOUT / "experiments" / "launch.py"))
+HICMAE = (sys.executable, "-m", "experiments.cli")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder to call from: it has its own runs, and no corpus."""
+    (tmp_path / "home").mkdir()
+    return tmp_path
+
+
+def call(place: Path, *command: str, keyboard: str | None = None) -> subprocess.CompletedProcess[str]:
+    home = {name: str(place / "home") for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    environment = {**os.environ, **home, "HICMAE_RUNS": str(place / "runs"), "PYTHONPATH": str(CHECKOUT), "COLUMNS": "120"}
+    stdin = subprocess.DEVNULL if keyboard is None else None
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=place, timeout=120, stdin=stdin, input=keyboard, check=False
+    )
+
+
+def complaint(place: Path, *command: str) -> str:
+    """The one line of a usage error, which must end with exit code 2 and print nothing else."""
+    ended = call(place, *command)
+    assert ended.returncode == 2, (ended.stdout, ended.stderr)
+    assert ended.stdout == ""
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ablation_hierachical"], "unknown experiment 'ablation_hierachical'; valid, nearest first: ablation_hierarchical,"),
+        (["ablation_fusion", "--smok"], "unknown option '--smok'; valid, nearest first: --smoke,"),
+        (["ablation_fusion", "--size", "bse"], "unknown size 'bse'; valid, nearest first: base,"),
+        (["ablation_fusion", "--corpus", "crema-d"], "unknown corpus 'crema-d'; valid, nearest first: crema_d,"),
+        (["ablation_fusion", "--cluster", "slrum"], "unknown cluster 'slrum'; valid, nearest first: slurm,"),
+        (
+            ["ablation_fusion", "--smoke", "--dry-run", "--only", "variant=audio"],
+            "unknown variant 'audio'; valid, nearest first:",
+        ),
+        (
+            ["ablation_fusion", "--smoke", "--dry-run", "--only", "variants=x"],
+            "unknown filter 'variants'; valid, nearest first: variant,",
+        ),
+        (["ablation_fusion", "--smoke", "--size", "base"], "exclude each other"),
+        (["ablation_fusion", "--max-parallel", "many"], "--max-parallel"),
+        (["absent.py"], "absent.py: no such file"),
+        (["ablation_fusion", "--use-best"], "--use-best is for searches"),
+        ([], "launch needs an experiment"),
+    ],
+)
+def test_a_mistake_gives_one_line_with_what_is_valid_and_exit_code_2(place: Path, arguments: list[str], message: str) -> None:
+    assert message in complaint(place, *LAUNCH, *arguments)
+
+
+def test_unknown_commands_name_the_nearest(place: Path) -> None:
+    assert "unknown command 'lanch'; valid, nearest first: launch," in complaint(place, *HICMAE, "lanch")
+    assert "see `hicmae retry --help`" in complaint(place, *HICMAE, "retry", "x")
+
+
+def test_version_and_help(place: Path) -> None:
+    assert call(place, *HICMAE, "--version").stdout == f"hicmae {hicmae.__version__}\n"
+    for arguments in ([], ["--help"]):
+        ended = call(place, *HICMAE, *arguments)
+        assert ended.returncode == 0
+        assert ended.stderr == ""
+        assert "launch" in ended.stdout
+        assert "status" in ended.stdout
+
+
+@pytest.mark.parametrize("command", ["launch", "status", "logs", "cancel", "retry", "diff", "prune"])
+def test_every_command_explains_itself(place: Path, command: str) -> None:
+    ended = call(place, *HICMAE, command, "--help")
+    assert ended.returncode == 0
+    assert f"Usage: hicmae {command}" in ended.stdout
+
+
+def test_the_list_names_every_study(place: Path) -> None:
+    told = call(place, *LAUNCH, "--list").stdout
+    assert all(name in told for name in experiment.names())
+    listed = json.loads(call(place, *LAUNCH, "--list", "--json").stdout)
+    assert [study["experiment"] for study in listed] == list(experiment.names())
+
+
+def test_a_dry_run_plans_without_data_and_says_what_is_missing(place: Path) -> None:
+    ended = call(place, *LAUNCH, "ablation_hierarchical", "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "pretrain     4    4" in ended.stdout
+    assert "finetune    40   40" in ended.stdout
+    assert "missing corpus mafw: data not found; put them in $HICMAE_DATA/mafw" in ended.stdout
+    assert "missing corpus voxceleb2" in ended.stdout
+    assert not (place / "runs").exists()
+
+
+def test_a_launch_without_data_refuses_with_where_to_put_them(place: Path) -> None:
+    ended = call(place, *LAUNCH, "ablation_hierarchical", "--yes")
+    assert ended.returncode == 2
+    assert "put them in $HICMAE_DATA" in ended.stderr.splitlines()[-1]
+    assert not (place / "runs").exists()
+
+
+def test_a_dry_run_makes_nothing_not_even_the_generated_corpus(place: Path) -> None:
+    ended = call(place, *LAUNCH, "ablation_hierarchical", "--smoke", "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "missing corpus synthetic: not made yet" in ended.stdout
+    assert list((place / "home").rglob("*.mp4")) == []
+    assert not (place / "runs").exists()
+
+
+def test_only_and_json(place: Path) -> None:
+    command = [*LAUNCH, "ablation_hierarchical", "--json", "--only", "variant=none", "fold=2", "corpus=mafw"]
+    plan = json.loads(call(place, *command).stdout)
+    assert [(run["stage"], run["fold"]) for run in plan["runs"]] == [("pretrain", None), ("finetune", 2)]
+
+
+def test_corpora_and_seeds_can_be_asked_for(place: Path) -> None:
+    command = [*LAUNCH, "ablation_fusion", "--json", "--corpus", "ravdess", "--corpus", "crema_d", "--seed", "3", "--seed", "4"]
+    plan = json.loads(call(place, *command).stdout)
+    finetunes = [run for run in plan["runs"] if run["stage"] == "finetune"]
+    assert {run["corpus"] for run in finetunes} == {"ravdess", "crema_d"}
+    assert {run["seed"] for run in finetunes} == {3, 4}
+    assert len(finetunes) == 5 * (6 + 5) * 2
+
+
+def recorded_study(place: Path) -> list[str]:
+    """A launched study of two variants with a done, a failed and an untouched run."""
+    study = experiment.find("ablation_hierarchical").at_smoke_size()
+    runs = [run for run in study.runs(lambda _: "x") if set(run.variants) & {"none"}]
+    root = place / "runs"
+    study_file.write(root, study, runs, {}, ["hicmae"], {})
+    records = [RunRecord.create(root, run.config) for run in runs]
+    for record in records:
+        record.append_event("planned")
+    records[0].finish({"metrics": {}, "wall_s": 3.0})
+    records[1].append_event("failed", reason="the loss is nan at step 7")
+    (records[1].path / "log" / "attempt-1.log").write_text("line one\nline two\n")
+    return [record.id for record in records]
+
+
+def test_status_counts_and_tells_why(place: Path) -> None:
+    ids = recorded_study(place)
+    overview = call(place, *HICMAE, "status")
+    assert overview.stdout.split("\n")[0].split() == ["study", "runs", "done", "planned", "failed"]
+    assert overview.stdout.split("\n")[1].split() == ["ablation_hierarchical_smoke", "3", "1", "1", "1"]
+    one = call(place, *HICMAE, "status", "ablation_hierarchical_smoke")
+    assert "the loss is nan at step 7" in one.stdout
+    assert ids[1][:8] in one.stdout
+    values = json.loads(call(place, *HICMAE, "status", "--json").stdout)
+    assert values[0]["counts"] == {"done": 1, "failed": 1, "planned": 1}
+    assert "unknown study" in complaint(place, *HICMAE, "status", "ablation_hierarchical")
+
+
+def test_logs_print_an_attempt(place: Path) -> None:
+    ids = recorded_study(place)
+    assert call(place, *HICMAE, "logs", ids[1][:6]).stdout == "line one\nline two\n"
+    assert "has no attempt 4; valid: 1" in complaint(place, *HICMAE, "logs", ids[1], "--attempt", "4")
+    assert "unknown run 'ffff'" in complaint(place, *HICMAE, "logs", "ffff")
+    ended = call(place, *HICMAE, "logs", ids[0])
+    assert (ended.returncode, "no attempt was made yet" in ended.stderr) == (1, True)
+
+
+def test_diff_tells_the_fields(place: Path) -> None:
+    ids = recorded_study(place)
+    told = call(place, *HICMAE, "diff", ids[1], ids[2], "--json")
+    assert json.loads(told.stdout)["configuration"] == {"data.fold": [1, 2]}
+    assert "data.fold" in call(place, *HICMAE, "diff", ids[1], ids[2]).stdout
+
+
+def test_cancel_takes_waiting_runs_off_the_list(place: Path) -> None:
+    ids = recorded_study(place)
+    assert "cancelled 1 of 1 runs" in call(place, *HICMAE, "cancel", ids[2]).stdout
+    assert RunRecord(place / "runs" / ids[2]).state() == "cancelled"
+    assert "cancelled 0 of 1 runs" in call(place, *HICMAE, "cancel", ids[0]).stdout
+
+
+def test_prune_shows_bytes_asks_and_spares_what_studies_name(place: Path) -> None:
+    ids = recorded_study(place)
+    study = experiment.find("ablation_hierarchical").at_smoke_size()
+    stray = RunRecord.create(place / "runs", study.runs(lambda _: "other")[0].config)
+    (stray.path / "checkpoints" / "weights").write_bytes(b"x" * 5000)
+    looked = call(place, *HICMAE, "prune", "--dry-run")
+    assert "runs that no study names" in looked.stdout
+    assert stray.path.exists()
+    assert "add --yes" in call(place, *HICMAE, "prune").stderr
+    assert stray.path.exists()
+    assert "removed" in call(place, *HICMAE, "prune", "--yes").stdout
+    assert not stray.path.exists()
+    assert all((place / "runs" / run_id).exists() for run_id in ids)
+    assert "nothing to prune" in call(place, *HICMAE, "prune").stdout
+
+
+def test_prune_checkpoints_keeps_the_weights(place: Path) -> None:
+    ids = recorded_study(place)
+    folder = place / "runs" / ids[0] / "checkpoints"
+    (folder / "final.safetensors").write_bytes(b"w")
+    (folder / "step-10").mkdir()
+    (folder / "step-10" / "state").write_bytes(b"s" * 2000)
+    assert "2.0 kB" in call(place, *HICMAE, "prune", "--checkpoints", "--yes").stdout
+    assert [path.name for path in folder.iterdir()] == ["final.safetensors"]
+
+
+def test_a_damaged_study_file_says_how_to_mend_it(place: Path) -> None:
+    recorded_study(place)
+    (place / "runs" / "_studies" / "ablation_hierarchical_smoke.json").write_text('{"runs": [')
+    ended = call(place, *HICMAE, "status")
+    assert ended.returncode == 1
+    assert "damaged; launch ablation_hierarchical_smoke again" in ended.stderr
+
+
+def test_the_name_of_a_study_of_ones_own_may_hold_odd_characters(place: Path) -> None:
+    folder = place / "my; studies $(touch hacked)"
+    folder.mkdir()
+    copy = folder / "a study.py"
+    copy.write_text((CHECKOUT / "experiments" / "template.py").read_text())
+    ended = call(place, *LAUNCH, str(copy), "--smoke", "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "my_study_smoke" in ended.stdout
+    assert not (place / "hacked").exists()
+
+
+def test_a_study_without_a_corpus_is_refused() -> None:
+    with pytest.raises(UsageError, match="corpus 'moon'"):
+        experiment.Experiment("s", "t", (experiment.Variant("a"),), ("moon",)).runs(lambda _: "")

@@ -1,0 +1,232 @@
+"""The ablation table: its numbers against the files worked out by other means, its marks, its columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, recall_score
+from study_records import CorpusOnDisk, StudyOnDisk, VariantOnDisk, factorial_variants
+
+from hicmae.errors import UsageError
+from reports import stats
+from reports.analysis import Analysis, analyse
+from reports.cells import Cell
+from reports.query import StudyRun, load_study
+from reports.tables import Field, Table, ranks, tables_of
+
+NAME = "ablation_hierarchical_smoke"
+
+
+def analysed(study: StudyOnDisk, resamples: int = 200) -> Analysis:
+    return analyse(load_study(study.root, study.name), np.random.default_rng(0), resamples)
+
+
+def only_table(analysis: Analysis, extras: list[str] | None = None) -> Table:
+    tables = tables_of(analysis, extras)
+    assert len(tables) == 1
+    return tables[0]
+
+
+def field_of(table: Table, variant: str, key: str) -> Field:
+    place = [column.key for column in table.columns].index(key)
+    return next(row for block in table.blocks for row in block.rows if row.variant == variant).fields[place]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyOnDisk:
+    root = tmp_path_factory.mktemp("factorial") / "runs"
+    return StudyOnDisk(root, NAME, factorial_variants(), {"synthetic": CorpusOnDisk()}, table={"baseline": "none"}).write()
+
+
+@pytest.fixture(scope="module")
+def analysis(study: StudyOnDisk) -> Analysis:
+    return analysed(study)
+
+
+def predictions(study: StudyOnDisk, variant: str, corpus: str = "synthetic", folds: int = 5, seed: int = 0) -> list[pd.DataFrame]:
+    """The selected rows of each fold's file, read by pandas."""
+    frames = [pd.read_parquet(study.path(variant, corpus, fold, seed) / "predictions.parquet") for fold in range(1, folds + 1)]
+    return [frame[frame["selection"] == "last"] for frame in frames]
+
+
+def test_one_row_per_variant_with_a_check_mark_per_module(study: StudyOnDisk, analysis: Analysis) -> None:
+    table = only_table(analysis)
+    assert [row.variant for row in table.blocks[0].rows] == [variant.name for variant in study.variants]
+    for variant in study.variants:
+        shown = {name: field_of(table, variant.name, f"variant.{name}").value for name in ("skips", "contrast", "fusion")}
+        assert shown == variant.columns
+
+
+@pytest.mark.parametrize("variant", ["none", "skips + contrast + fusion"])
+def test_headline_is_computed_on_all_folds_together_as_sklearn_does(study: StudyOnDisk, analysis: Analysis, variant: str) -> None:
+    table, frames = only_table(analysis), predictions(study, variant)
+    together = pd.concat(frames)
+    uar = 100 * recall_score(together["label"], together["prediction"], average="macro")
+    assert field_of(table, variant, "pooled.UAR").value == pytest.approx(uar)
+    assert field_of(table, variant, "pooled.WAR").value == pytest.approx(
+        100 * accuracy_score(together["label"], together["prediction"])
+    )
+    per_fold = [100 * recall_score(frame["label"], frame["prediction"], average="macro") for frame in frames]
+    spread = field_of(table, variant, "spread.UAR")
+    assert (spread.value, spread.spread) == pytest.approx((np.mean(per_fold), np.std(per_fold, ddof=1)))
+
+
+def test_difference_to_the_baseline_is_the_corrected_t_of_the_folds(study: StudyOnDisk, analysis: Analysis) -> None:
+    ours, theirs = (
+        [100 * recall_score(f["label"], f["prediction"], average="macro") for f in predictions(study, name)]
+        for name in ("fusion", "none")
+    )
+    expected = stats.corrected_t(np.subtract(ours, theirs), 40 / 160)
+    shown = field_of(only_table(analysis), "fusion", "baseline.UAR")
+    assert (shown.value, shown.low, shown.high) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
+def test_baseline_row_has_no_difference_to_itself(analysis: Analysis) -> None:
+    assert field_of(only_table(analysis), "none", "baseline.UAR").value is None
+
+
+def test_effects_of_the_modules_are_there_and_nearest_to_their_truth(analysis: Analysis) -> None:
+    effects = {effect.factors: effect.difference for effect in analysis.corpora[0].effects}
+    assert len(effects) == 7
+    for factor, gain in (("skips", 10), ("contrast", 5), ("fusion", 15)):
+        assert effects[factor,].mean == pytest.approx(gain, abs=6)
+
+
+def test_same_records_and_generator_give_the_same_table(study: StudyOnDisk) -> None:
+    assert tables_of(analysed(study)) == tables_of(analysed(study))
+
+
+def test_incomplete_cell_shows_its_progress_and_is_never_best(tmp_path: Path) -> None:
+    best = "skips + contrast + fusion"
+    study = StudyOnDisk(
+        tmp_path / "runs",
+        NAME,
+        factorial_variants(),
+        {"synthetic": CorpusOnDisk()},
+        skip=lambda v, c, fold, s: v == best and fold > 3,
+    ).write()
+    table = only_table(analysed(study))
+    shown = field_of(table, best, "pooled.UAR")
+    assert (shown.text, shown.value, shown.rank) == ("3/5", None, "")
+    assert field_of(table, best, "spread.UAR").value is None
+    ranked = [row.variant for row in table.blocks[0].rows if any(field.rank == "best" for field in row.fields)]
+    assert ranked and best not in ranked
+    assert not table.complete
+
+
+def test_seeds_are_averaged_inside_folds_and_pooled_per_seed(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("a", 0.6), VariantOnDisk("b", 0.7, delta={"head.feature_fusion": "last"})]
+    study = StudyOnDisk(tmp_path / "runs", "seeds_smoke", variants, {"synthetic": CorpusOnDisk(folds=3)}, seeds=(0, 1)).write()
+    table = only_table(analysed(study), ["spread", "folds", "seeds", "samples"])
+    per_seed = [pd.concat(predictions(study, "a", folds=3, seed=seed)) for seed in (0, 1)]
+    wars = [100 * (frame["label"] == frame["prediction"]).mean() for frame in per_seed]
+    assert field_of(table, "a", "pooled.WAR").value == pytest.approx(np.mean(wars))
+    assert field_of(table, "a", "folds").value == 3
+    assert field_of(table, "a", "seeds").value == 2
+    assert field_of(table, "a", "samples").value == 120
+
+
+def test_nothing_to_resolve_is_said_in_the_notes(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("a", 0.6), VariantOnDisk("b", 0.6, delta={"head.feature_fusion": "last"})]
+    study = StudyOnDisk(tmp_path / "runs", "even_smoke", variants, {"synthetic": CorpusOnDisk()}, table={"baseline": "a"}).write()
+    table = only_table(analysed(study))
+    assert any("not resolvable at k=5, 1 seed" in note for note in table.notes)
+    assert field_of(table, "b", "baseline.UAR").mark == ""
+
+
+def test_corpora_with_other_metrics_get_a_table_of_their_own(tmp_path: Path) -> None:
+    corpora = {
+        "list:a": CorpusOnDisk(folds=2),
+        "list:b": CorpusOnDisk(folds=2, metrics=("WF1",)),
+        "list:c": CorpusOnDisk(folds=3),
+        "list:d": CorpusOnDisk(folds=2, targets=("arousal", "valence"), metrics=("CCC", "MAE")),
+    }
+    variants = [VariantOnDisk("a", 0.6), VariantOnDisk("b", 0.7, delta={"head.feature_fusion": "last"})]
+    study = StudyOnDisk(tmp_path / "runs", "mixed", variants, corpora).write()
+    tables = tables_of(analysed(study))
+    assert [[block.corpus for block in table.blocks] for table in tables] == [["list:a", "list:c"], ["list:b"], ["list:d"]]
+    assert len({table.name for table in tables}) == 3
+
+
+def test_lower_is_better_for_errors(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("good", 0.9), VariantOnDisk("bad", 0.2, delta={"head.feature_fusion": "last"})]
+    corpora = {"list:d": CorpusOnDisk(folds=2, targets=("arousal", "valence"), metrics=("MAE", "CCC"))}
+    study = StudyOnDisk(tmp_path / "runs", "errors", variants, corpora).write()
+    corpus = analysed(study).corpora[0]
+    assert ranks(corpus, "MAE") == {"good": "best", "bad": "second"}
+    assert ranks(corpus, "CCC") == {"good": "best", "bad": "second"}
+
+
+class _FixedCell(Cell):
+    """A complete cell with a given value."""
+
+    def __init__(self, variant: str, value: float) -> None:
+        run = StudyRun("id", "finetune", (variant,), "x", 1, 0)
+        super().__init__(variant, "x", (run,), (run,), ("UAR",))
+        self.__dict__["pooled"] = {"UAR": value}
+
+
+@given(st.lists(st.sampled_from([50.0, 50.004, 61.111, 61.1112, 70.0]), min_size=1, max_size=8))
+def test_ranks_use_unrounded_values_and_ties_share(values: list[float]) -> None:
+    class Corpus:
+        cells = tuple(_FixedCell(str(index), value) for index, value in enumerate(values))
+
+    found = ranks(Corpus(), "UAR")  # type: ignore[arg-type]
+    ordered = sorted(set(values), reverse=True)
+    for index, value in enumerate(values):
+        wanted = "" if len(values) < 2 else "best" if value == ordered[0] else "second" if value == ordered[1] else ""
+        assert found.get(str(index), "") == wanted
+
+
+def test_paper_values_and_their_status_stand_beside_own_ones(tmp_path: Path) -> None:
+    mafw = CorpusOnDisk(classes=11, samples_per_fold=110, n_train=440)
+    variants = [
+        VariantOnDisk("none", 0.5, delta={"decoder.skip_connections": False}, paper="none of the three modules"),
+        VariantOnDisk("all", 0.6),
+    ]
+    study = StudyOnDisk(tmp_path / "runs", "ablation", variants, {"mafw": mafw}, size="base", table={"baseline": "none"}).write()
+    table = only_table(analysed(study), ["paper", "paper_difference"])
+    assert field_of(table, "none", "paper.UAR").value is None  # only WAR is known
+    assert field_of(table, "all", "paper.UAR").value == 42.65
+    own = field_of(table, "all", "pooled.UAR").value
+    assert field_of(table, "all", "paper_difference.UAR").value == pytest.approx(own - 42.65)
+
+
+def test_a_variant_that_changes_more_than_size_and_modality_has_no_published_value(tmp_path: Path) -> None:
+    variants = [
+        VariantOnDisk("mask", 0.5, delta={"objective.video_mask_ratio": 0.8}),
+        VariantOnDisk("audio", 0.5, delta={"head.modality": "A"}),
+    ]
+    study = StudyOnDisk(tmp_path / "runs", "masks", variants, {"crema_d": CorpusOnDisk(classes=6, folds=2)}, size="base").write()
+    table = only_table(analysed(study), ["paper"])
+    assert field_of(table, "mask", "paper.UAR").value is None
+    assert field_of(table, "audio", "paper.UAR").value == 71.11
+
+
+def test_unknown_column_names_the_valid_ones(analysis: Analysis) -> None:
+    with pytest.raises(UsageError, match="parameters"):
+        tables_of(analysis, ["params"])
+
+
+def test_tasks_are_averaged_before_they_count(tmp_path: Path) -> None:
+    study = StudyOnDisk(
+        tmp_path / "runs", "tasks", [VariantOnDisk("a", 0.6)], {"list:t": CorpusOnDisk(folds=2, tasks=True, metrics=("WF1",))}
+    ).write()
+    table = only_table(analysed(study), ["samples"])
+    assert field_of(table, "a", "samples").value == 40  # 2 folds of 40 clips, two clips a task
+    frames = pd.concat(predictions(study, "a", "list:t", folds=2))
+    merged = frames.groupby("task_id").agg({"label": "first", **{f"score_{k}": "mean" for k in range(4)}})
+    answers = merged[[f"score_{k}" for k in range(4)]].to_numpy().argmax(1)
+    from sklearn.metrics import f1_score
+
+    assert field_of(table, "a", "pooled.WF1").value == pytest.approx(100 * f1_score(merged["label"], answers, average="weighted"))
+
+
+def test_study_file_holds_all_that_the_table_needs(study: StudyOnDisk) -> None:
+    assert set(json.loads(study.study_file.read_text())) >= {"experiment", "title", "table", "variants", "runs", "command"}
