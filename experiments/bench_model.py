@@ -1,7 +1,7 @@
 """Timing training steps on ready tensors: what `hicmae bench model` and `hicmae bench compare` do.
 
-A case is one stage, size, batch, precision, attention kernel, eager or compiled. A ratio is the step with one speed-up against
-the same step without it, timed in turns so that a change in the machine's load touches both alike.
+A case is one stage, size, batch, precision, attention kernel, eager or compiled. Then the step is compared with the same step
+with one thing done another way, timed in turns so that a change in the machine's load touches both alike.
 
     hicmae bench model --size base --batch 4
     hicmae bench compare before.json after.json
@@ -14,37 +14,20 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from experiments.bench_steps import ATTENTIONS, Case, changes_for, step_of
 from hicmae import presets
-from hicmae.config import FinetuneConfig, PretrainConfig, change
 from hicmae.errors import UsageError, raise_unknown
-from hicmae.model import layers
-from hicmae.model.classify import HiCMAEClassifier
-from hicmae.model.layers import set_activation_checkpointing
-from hicmae.model.losses import finetune_loss, pretrain_loss
-from hicmae.model.masking import audio_mask, video_mask
-from hicmae.model.pretrain import HiCMAEPretrain
 from hicmae.model.summary import summarise
 
 STAGES = ("pretrain", "finetune")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTIONS = {
-    "auto": None,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "math": SDPBackend.MATH,
-}
+PRECISIONS = ("fp32", "bf16", "fp16")
 # Dense 16-bit TFLOP/s of the maker's data sheets, without sparsity; by a part of the card's name.
 PEAK_TFLOPS = {
     "H200": 989.0,
@@ -56,26 +39,7 @@ PEAK_TFLOPS = {
     "V100": 125.0,
     "T4": 65.0,
 }
-RATIOS = {
-    "fused attention": "attention",
-    "embedding visible patches alone": "embedding",
-    "fused AdamW": "optimiser",
-    "activation checkpointing": "checkpointing",
-    "two accumulated halves": "accumulation",
-}
 _WARM_UP = 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed."""
-
-    stage: str
-    size: str
-    batch: int
-    precision: str = "fp32"
-    attention: str = "auto"
-    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,19 +85,19 @@ def settings_for(
     return Settings(device, tuple(cases))
 
 
-def measure(settings: Settings, steps: int, ratios: bool, show: Callable[[int, int, str], None]) -> dict[str, Any]:
-    """Time every case, then the ratios of the first case of each stage; `show(done, total, what)` after each."""
-    jobs = [(case, None) for case in settings.cases]
-    if ratios:
+def measure(settings: Settings, steps: int, compare: bool, show: Callable[[int, int, str], None]) -> dict[str, Any]:
+    """Time every case, then the changes to the first eager case of each stage; `show(done, total, what)` goes before each."""
+    jobs = [(case, "") for case in settings.cases]
+    if compare:
         first = {case.stage: case for case in reversed(settings.cases) if not case.compiled}
-        jobs += [(case, name) for case in first.values() for name in RATIOS if _applies(name, case)]  # type: ignore[misc]
-    result: dict[str, Any] = {"machine": machine(settings.device), "steps": steps, "cases": [], "ratios": []}
-    for done, (case, ratio) in enumerate(jobs):
-        show(done, len(jobs), f"{case.stage} {case.size} {ratio or case.precision}")
-        if ratio is None:
-            result["cases"].append(measure_case(case, settings.device, steps))
+        jobs += [(case, change) for case in first.values() for change in changes_for(case)]
+    result: dict[str, Any] = {"machine": machine(settings.device), "steps": steps, "cases": [], "changes": []}
+    for done, (case, change) in enumerate(jobs):
+        show(done, len(jobs), f"{case.stage} {case.size} {change or case.precision}")
+        if change:
+            result["changes"].append(measure_change(case, change, settings.device, steps))
         else:
-            result["ratios"].append(measure_ratio(case, ratio, settings.device, steps))
+            result["cases"].append(measure_case(case, settings.device, steps))
     show(len(jobs), len(jobs), "done")
     return result
 
@@ -154,23 +118,19 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def measure_case(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
     """Clips/s, TFLOP/s, share of peak and peak memory of one case; `error` instead where it cannot run here."""
-    row: dict[str, Any] = asdict(case)
     try:
-        trainer = Trainer(case, device)
-        if case.compiled:
-            trainer.model.compile()
-        with _kernel(case.attention):
-            for _ in range(_WARM_UP):
-                trainer.step()
-            _reset_peak(device)
-            seconds = [_timed(trainer.step, device) for _ in range(steps)]
-    except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-        return {**row, "error": str(error).strip().split("\n")[0][:200]}
+        step = step_of(case, device)
+        for _ in range(_WARM_UP):
+            step()
+        _reset_peak(device)
+        seconds = [_timed(step, device) for _ in range(steps)]
+    except RuntimeError as error:  # out of memory, or a kernel that this device does not have
+        return {**asdict(case), "error": str(error).strip().split("\n")[0][:200]}
     median_s = statistics.median(seconds)
     flops = next(s.step_flops for s in summarise(case.size) if s.stage == case.stage) * case.batch
     peak = _peak_tflops(device) if case.precision != "fp32" else None
     return {
-        **row,
+        **asdict(case),
         "step_s": median_s,
         "fastest_step_s": min(seconds),
         "clips_per_s": case.batch / median_s,
@@ -180,131 +140,18 @@ def measure_case(case: Case, device: torch.device, steps: int) -> dict[str, Any]
     }
 
 
-def measure_ratio(case: Case, name: str, device: torch.device, steps: int) -> dict[str, Any]:
-    """The step as it is and with one thing done the other way, in turns; `faster` above 1 means that the former is faster."""
-    trainer = Trainer(case, device)
-    other = Variant(trainer, RATIOS[name])
-    own, others = [], []
-    for turn in range(steps + 1):
-        own.append(_timed(trainer.step, device))
-        others.append(_timed(other.step, device))
-        if turn == 0:
-            own.clear()
-            others.clear()
-    medians = statistics.median(own), statistics.median(others)
-    return {**asdict(case), "ratio": name, "step_s": medians[0], "other_step_s": medians[1], "faster": medians[1] / medians[0]}
-
-
-class Trainer:
-    """A model with random tensors and AdamW, taking the steps of a case."""
-
-    def __init__(self, case: Case, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.case, self.device = case, device
-        self.config = _config(case)
-        self.model, self.batch = _model_and_batch(self.config, case.batch)
-        self.model.to(device)
-        self.batch = {name: value.to(device) for name, value in self.batch.items()}
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
-
-    def loss(self, part: slice = slice(None)) -> Tensor:
-        batch = {name: value[part] for name, value in self.batch.items()}
-        dtype = PRECISIONS[self.case.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            if isinstance(self.config, PretrainConfig):
-                output = self.model(*(batch[name] for name in ("video", "audio", "masked_video", "masked_audio")))
-            else:
-                output = self.model(batch["video"], batch["audio"])
-        if isinstance(self.config, PretrainConfig):
-            return pretrain_loss(output, batch, self.config.objective, self.config.encoder)["loss"]
-        return finetune_loss(output, batch["label"], self.config.head)
-
-    def step(self) -> None:
-        self.loss().backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
-
-class Variant:
-    """The same trainer with one thing done the other way."""
-
-    def __init__(self, trainer: Trainer, kind: str) -> None:
-        self.trainer, self.kind = trainer, kind
-        self.optimiser = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6, fused=False, foreach=False)
-
-    def step(self) -> None:
-        with self._changed():
-            if self.kind == "accumulation":
-                half = self.trainer.case.batch // 2
-                for part in (slice(None, half), slice(half, None)):
-                    (self.trainer.loss(part) / 2).backward()
-            else:
-                self.trainer.loss().backward()
-        optimiser = self.optimiser if self.kind == "optimiser" else self.trainer.optimiser
-        optimiser.step()
-        optimiser.zero_grad()
-
-    def _changed(self) -> AbstractContextManager[None]:
-        if self.kind == "attention":
-            return _kernel("math")
-        if self.kind == "embedding":
-            return _embedding_all()
-        return _checkpointing(self.trainer.model) if self.kind == "checkpointing" else nullcontext()
-
-
-def _applies(name: str, case: Case) -> bool:
-    return {"embedding": case.stage == "pretrain", "accumulation": case.batch >= 4}.get(RATIOS[name], True)
-
-
-@contextmanager
-def _checkpointing(model: nn.Module) -> Iterator[None]:
-    set_activation_checkpointing(model)
+def measure_change(case: Case, change: str, device: torch.device, steps: int) -> dict[str, Any]:
+    """The step as it is and changed, in turns; `times_as_long` is what the change costs. `error` where it cannot run."""
+    row: dict[str, Any] = {**asdict(case), "change": change}
     try:
-        yield
-    finally:
-        set_activation_checkpointing(model, on=False)
-
-
-@contextmanager
-def _embedding_all() -> Iterator[None]:
-    """Embed every patch and choose the visible ones after, as the release does."""
-    own = layers.PatchEmbed.forward
-
-    def everything(self: layers.PatchEmbed, pixels: Tensor, index: Tensor | None = None) -> Tensor:
-        tokens = own(self, pixels)
-        return tokens if index is None else tokens[torch.arange(len(index), device=index.device)[:, None], index]
-
-    layers.PatchEmbed.forward = everything  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        layers.PatchEmbed.forward = own  # type: ignore[method-assign]
-
-
-def _kernel(name: str) -> AbstractContextManager[None]:
-    backend = ATTENTIONS[name]
-    return nullcontext() if backend is None else sdpa_kernel(backend)
-
-
-def _config(case: Case) -> PretrainConfig | FinetuneConfig:
-    config: PretrainConfig | FinetuneConfig = (
-        presets.pretrain(case.size) if case.stage == "pretrain" else presets.finetune(case.size)
-    )
-    return change(config, {"optim.batch_size": case.batch})
-
-
-def _model_and_batch(config: PretrainConfig | FinetuneConfig, clips: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    encoder, side = config.encoder, config.encoder.image_px
-    batch = {
-        "video": torch.randn(clips, 3, encoder.frames, side, side),
-        "audio": torch.randn(clips, 1, encoder.audio_frames, encoder.mel_bins),
-    }
-    if isinstance(config, FinetuneConfig):
-        return HiCMAEClassifier(encoder, config.head), {**batch, "label": torch.arange(clips) % config.head.outputs}
-    random = np.random.default_rng(0)
-    for name, mask in (("masked_video", video_mask), ("masked_audio", audio_mask)):
-        batch[name] = torch.from_numpy(np.stack([mask(encoder, config.objective, random) for _ in range(clips)]))
-    return HiCMAEPretrain(encoder, config.decoder, config.objective), batch
+        both = [step_of(case, device), step_of(case, device, change)]
+        for step in both * _WARM_UP:
+            step()
+        turns = [[_timed(step, device) for step in both] for _ in range(steps)]
+    except RuntimeError as error:
+        return {**row, "error": str(error).strip().split("\n")[0][:200]}
+    own, changed = (statistics.median(column) for column in zip(*turns, strict=True))
+    return {**row, "step_s": own, "changed_step_s": changed, "times_as_long": changed / own}
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

@@ -12,6 +12,7 @@ from rich.table import Table
 from hicmae.errors import RecordError, UsageError
 from hicmae.record import write_json
 
+_BUSY = 0.6  # of the cores, before the measurement
 _KEYS = ("stage", "size", "batch", "precision", "attention", "compiled")
 
 
@@ -25,7 +26,7 @@ def read(path: Path) -> dict[str, Any]:
     """A measurement. Raises RecordError when the file is missing or is none."""
     try:
         result = json.loads(path.read_text())
-        _ = result["machine"], result["cases"], result["ratios"]
+        _ = result["machine"], result["cases"], result["changes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: is not a measurement of `hicmae bench model` ({type(error).__name__}: {error})") from None
     return result
@@ -37,6 +38,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     title = f"Training steps on {where['device']}, {where['threads']} threads, torch {where['torch']}"
     if not where["gpu_measured"]:
         title += " (no GPU measured)"
+    if where["load"] > _BUSY * where["cores"]:
+        title += f"\n[yellow]other programs were running (load {where['load']:.1f} on {where['cores']} cores)[/]"
     cases = Table("step", "batch", "s", "clips/s", "TFLOP/s", "of peak", "peak GB", title=title, box=box.SIMPLE_HEAD)
     for case in result["cases"]:
         if "error" in case:
@@ -45,11 +48,19 @@ def tables(result: dict[str, Any]) -> list[Table]:
         share = "" if case["share_of_peak"] is None else f"{100 * case['share_of_peak']:.0f} %"
         numbers = [f"{case['step_s']:.3f}", f"{case['clips_per_s']:.1f}", f"{case['tflops_per_s']:.2f}"]
         cases.add_row(_name(case), str(case["batch"]), *numbers, share, _gigabytes(case["peak_memory_gb"]))
-    ratios = Table("step", "batch", "with", "s", "without, s", "times as fast", title="Timed in turns", box=box.SIMPLE_HEAD)
-    for row in result["ratios"]:
-        times = [f"{row[key]:.3f}" for key in ("step_s", "other_step_s")]
-        ratios.add_row(f"{row['stage']} {row['size']}", str(row["batch"]), row["ratio"], *times, f"{row['faster']:.2f}")
-    return [cases, ratios] if result["ratios"] else [cases]
+    if not result["changes"]:
+        return [cases]
+    title = "The same step with one thing done another way, timed in turns"
+    changes = Table("step", "batch", "s", "changed to", "s", "times as long", title=title, box=box.SIMPLE_HEAD)
+    for row in result["changes"]:
+        head = f"{row['stage']} {row['size']}", str(row["batch"])
+        if "error" in row:
+            changes.add_row(*head, "", row["change"], f"[red]cannot run[/]: {row['error']}")
+            continue
+        changes.add_row(
+            *head, f"{row['step_s']:.3f}", row["change"], f"{row['changed_step_s']:.3f}", f"{row['times_as_long']:.2f}"
+        )
+    return [cases, changes]
 
 
 def _name(case: dict[str, Any]) -> str:

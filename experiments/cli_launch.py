@@ -49,6 +49,10 @@ def launch_command(
         str | None, typer.Option(help="Base size of the model: tiny, small, base or smoke.", show_default="the study's")
     ] = None,
     cluster: Annotated[str, typer.Option(help="Where runs are executed: local or slurm.")] = "local",
+    profile: Annotated[
+        str, typer.Option(help="With slurm: the cluster's section in slurm.toml or slurm/profiles.toml.")
+    ] = "default",
+    wait: Annotated[bool, typer.Option("--wait", help="With slurm: stay, and submit again what was cut off.")] = False,
     max_parallel: Annotated[
         int | None, typer.Option(help="At most so many runs at once.", show_default="what cores, memory and GPUs allow")
     ] = None,
@@ -75,6 +79,9 @@ def launch_command(
         yes=yes,
         max_parallel=max_parallel,
         gpus_per_run=gpus_per_run,
+        cluster=cluster,
+        profile=profile,
+        wait=wait,
         command=_command(),
     )
     if definition.is_search(name) and not use_best:

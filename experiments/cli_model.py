@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from experiments.bench_data import bench_data
 from hicmae.errors import UsageError, raise_unknown
 from hicmae.presets import ENCODERS, check_size
 
 if TYPE_CHECKING:
-    from hicmae.model.parity import Check
     from hicmae.model.summary import Summary
     from hicmae.model.zoo import Loaded
+    from hicmae.parity import Check
 
 PANEL = "Models"
 CLIPS = Annotated[list[Path], typer.Argument(help="Video files (sound files for a model of sound alone).", show_default=False)]
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure how fast models are here, and compare two measurements.")
     bench.command("model")(bench_model)
     bench.command("compare")(bench_compare)
+    bench.command("data")(bench_data)
     app.add_typer(bench, name="bench", rich_help_panel=PANEL)
 
 
@@ -56,7 +58,7 @@ def parity(
     as_json: JSON = False,
 ) -> None:
     """Compare this installation with numbers made by the authors' release; exit 1 when one lies beyond its tolerance."""
-    from hicmae.model.parity import check_folder
+    from hicmae.parity import check_folder
 
     checks = check_folder(folder)
     failed = [check for check in checks if not check.passed]
@@ -208,7 +210,7 @@ def bench_model(
         bool | None, typer.Option("--compile/--eager", help="Only compiled or only eager.", show_default="eager; both on a GPU")
     ] = None,
     steps: Annotated[int, typer.Option(help="Measured steps of each case.", min=1)] = 5,
-    ratios: Annotated[bool, typer.Option(help="Also time each speed-up against the step without it.")] = True,
+    changes: Annotated[bool, typer.Option(help="Also time the step with plain attention, ZeRO, checkpointing ...")] = True,
     device: DEVICE = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-model.json"),
 ) -> None:
@@ -226,7 +228,7 @@ def bench_model(
         def show(done: int, total: int, what: str) -> None:
             progress.update(task, completed=done, total=total, description=what)
 
-        result = bench.measure(settings, steps, ratios, show)
+        result = bench.measure(settings, steps, changes, show)
     bench_tables.write(result, output)
     for table in bench_tables.tables(result):
         console.print(table)

@@ -1,6 +1,6 @@
 """`hicmae data prepare`: from a corpus as distributed to 16 kHz mono sound and face crops.
 
-hicmae data prepare crema_d --out prepared        # then: csv:prepared/crema_d/prepared.csv is a corpus to train on
+hicmae data prepare crema_d        # then csv:data/prepared/crema_d/prepared.csv is a corpus to train on
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RARE = 0.5  # detection rate below which a clip is worth a look
 
 def prepare_command(
     corpus: Annotated[str, typer.Argument(help="A name that `hicmae data list` shows, or list:PATH, folder:PATH, csv:PATH.")],
-    out: Annotated[Path, typer.Option(help="Files go into a folder of the corpus' name below this one.")] = Path("prepared"),
+    out: Annotated[Path, typer.Option(help="Files go into a folder of the corpus' name below this one.")] = Path("data/prepared"),
     size: Annotated[int, typer.Option(help="Width and height of the crops in pixels.")] = 160,
     margin: Annotated[float, typer.Option(help="Room around the face, as a share of its size, both sides together.")] = 0.3,
     align: Annotated[bool, typer.Option("--align/--no-align", help="Turn the crops so that the eyes are level.")] = False,
@@ -91,8 +91,8 @@ def _show(values: dict[str, Any]) -> None:
         lines.append(f"the face is seen in {values['mean_detection_rate']:.1%} of the examined frames")
     if rare := values["rare"]:
         lines.append(f"seen in less than half of them, worth a look: {', '.join(rare[:LISTED])}{_more(rare)}")
-    lines += [f"left out: {problem['path']}: {problem['reason']}" for problem in values["problems"][:LISTED]]
-    lines += [f"left out:{_more(values['problems'])}"] if _more(values["problems"]) else []
+    lines += [f"cannot be used: {problem['path']}: {problem['reason']}" for problem in values["problems"][:LISTED]]
+    lines += [f"cannot be used:{_more(values['problems'])}"] if _more(values["problems"]) else []
     lines += [f"train from it as corpus csv:{values['manifest']}"] if values["manifest"] else []
     for line in lines:
         typer.echo(line)

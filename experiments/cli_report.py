@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -30,6 +31,9 @@ def register(app: typer.Typer) -> None:
 def report(
     name: Annotated[str | None, typer.Argument(help="A study; all of them when left out.", show_default=False)] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check: fail if a file is stale or a cell incomplete.")] = False,
+    if_changed: Annotated[
+        bool, typer.Option("--if-changed", help="Only when the records changed since the last report.")
+    ] = False,
     columns: Annotated[
         str | None, typer.Option(help="Extra columns of the tables, separated by commas.", show_default="what there is")
     ] = None,
@@ -38,16 +42,23 @@ def report(
     runs: RUNS = None,
 ) -> None:
     """Write tables, figures and the report of recorded studies."""
-    from reports.build import build_report, check_report
+    from reports.freshness import is_current
 
     extras = None if columns is None else [column.strip() for column in columns.split(",") if column.strip()]
     if check:
+        from reports.build import check_report
+
         wrong = check_report(runs or runs_root(), out, name, extras)
         _print_problems(wrong)
         if wrong:
             raise HicmaeError(f"{out}: {len(wrong)} things are not as they should be")
         typer.echo(f"{out}: up to date, every cell complete")
         return
+    if if_changed and is_current(runs or runs_root(), out, name, extras, pdf):
+        typer.echo(f"report: {out / 'report.html'} is up to date")
+        return
+    from reports.build import build_report
+
     made = build_report(runs or runs_root(), out, name, extras, pdf)
     _print_problems(made.problems)
     for note in made.notes:
@@ -61,6 +72,7 @@ def report(
 def sync(
     name: Annotated[list[str] | None, typer.Argument(help="Studies; all of them when left out.", show_default=False)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C, as a service.")] = False,
+    if_changed: Annotated[bool, typer.Option("--if-changed", help="Do not even ask MLflow when nothing changed.")] = False,
     every_s: Annotated[float, typer.Option(help="Seconds between two looks with --follow.", min=0.1)] = 10.0,
     uri: URI = None,
     runs: RUNS = None,
@@ -68,6 +80,11 @@ def sync(
     """Carry recorded runs into MLflow: only what is new, each thing once."""
     if follow:
         _follow(name, uri, runs or runs_root(), every_s)
+        return
+    from hicmae.tracking import is_up_to_date
+
+    if if_changed and is_up_to_date(runs or runs_root(), uri):
+        typer.echo("mlflow: up to date")
         return
     typer.echo(_synchronised(name, uri, runs or runs_root()))
 
@@ -104,7 +121,8 @@ def ui(
     runs: RUNS = None,
 ) -> None:
     """Serve the MLflow UI on 127.0.0.1 until Ctrl-C; first carries over what is new."""
-    from hicmae.tracking import FOLDER, default_uri
+    from hicmae.tracking import FOLDER, default_uri, study_pages
+    from hicmae.tracking.sync import UI_ADDRESS
 
     root = runs or runs_root()
     address = uri or default_uri(root)
@@ -114,9 +132,13 @@ def ui(
     _check_free(port)
     typer.echo(_synchronised(None, uri, root))
     artifacts = (root.resolve() / FOLDER / "artifacts").as_uri()
+    for study, page in study_pages(root, address).items():
+        typer.echo(f"  {study}: {page.replace(UI_ADDRESS, f'http://127.0.0.1:{port}')}")
     typer.echo(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C stops it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--default-artifact-root", artifacts]
-    done = subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"], check=False)
+    # Background jobs of the server (scoring of language models) are not for us.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    done = subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"], env=environment, check=False)
     if done.returncode not in (0, -2, 130):
         raise HicmaeError(f"mlflow server ended with code {done.returncode}")
 

@@ -20,6 +20,7 @@ from experiments import execution, records, render, study_file
 from hicmae.config import differences
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord, runs_root
+from slurm import code, scheduler
 from slurm.local import local_process
 from slurm.progress import Progress
 from slurm.state import RunState, read_states
@@ -82,7 +83,10 @@ def cancel(
     runs: RUNS = None,
 ) -> None:
     """Stop runs and take them off the list; a later launch starts them again from their last checkpoint."""
-    found = records.find_many(runs or runs_root(), target)
+    root = runs or runs_root()
+    found = records.find_many(root, target)
+    states = read_states(root, [record.id for record in found])
+    scheduler.cancel([state.job for state in states.values() if state.is_active and state.job])
     stopped = [record for record in found if _cancel(record)]
     for record in stopped:
         _wait_for_end(record)
@@ -111,7 +115,7 @@ def retry(
     if not jobs:
         typer.echo("nothing to retry: no run failed or was blocked")
         return
-    raise typer.Exit(execution.execute_here(jobs, Console(), max_parallel))
+    raise typer.Exit(execution.execute_here(jobs, Console(), code.take(root).path, max_parallel))
 
 
 def diff(

@@ -103,10 +103,10 @@ def promote(
     runs: RUNS = None,
 ) -> None:
     """Ask for a pruned trial to be run to its end from its checkpoint, beyond the budget; `hicmae search run` does it."""
-    begun = _begun(name, smoke, fold, runs)
-    if len(begun) > 1:
-        raise UsageError(f"{name} has {len(begun)} outer folds, each with a search of its own: name one with --fold")
-    begun[0][1].promote(trial)
+    parts = requested(Request(name, runs or runs_root(), smoke, tuple(fold or ()))).parts()
+    if len(parts) > 1:
+        raise UsageError(f"{name} has {len(parts)} outer folds, each with a search of its own: name one with --fold")
+    launch.look(parts[0], runs or runs_root()).promote(trial)
     typer.echo(f"{trial_name(trial)} will be run to its end by the next `hicmae search run {name}`")
 
 

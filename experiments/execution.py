@@ -23,14 +23,20 @@ def job_of(runs_root: Path, run: Run, expected_s: float | None = None) -> Job:
     return Job(run.run_id, path, run.label, run.stage, run.depends_on, cost.memory(run.config), expected_s)
 
 
-def execute_here(jobs: Sequence[Job], console: Console, max_parallel: int | None = None, gpus_per_run: int = 1) -> int:
-    """Execute jobs; returns the exit code: 0 when all is done, 1 when runs failed, 130 when stopped."""
-    environment = {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
-    options = Options(max_parallel=max_parallel, gpus_per_run=gpus_per_run, environment=environment)
+def execute_here(
+    jobs: Sequence[Job], console: Console, code: Path, max_parallel: int | None = None, gpus_per_run: int = 1
+) -> int:
+    """Execute jobs from the code in a folder; returns the exit code: 0 when all is done, 1 when runs failed, 130 when stopped."""
+    options = Options(max_parallel=max_parallel, gpus_per_run=gpus_per_run, environment=absolute_folders(), code=code)
     with view_for(console) as view:
         executor = LocalExecutor(jobs, view, options)
         board = executor.execute()
     return conclude(console, board, stopped=executor.stopping > 0)
+
+
+def absolute_folders() -> dict[str, str]:
+    """Environment variables that name folders, so that they mean the same to a run, which starts in another folder."""
+    return {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
 
 
 def conclude(console: Console, board: Sequence[Entry], stopped: bool) -> int:

@@ -9,6 +9,7 @@ Launching is reconciling: run twice, the second does nothing; stopped, the next 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +21,15 @@ if __name__ == "__main__":  # as a script, Python puts this folder on the path i
 
 from rich.console import Console
 
-from experiments import available, execution, experiment, render, selection, study_file
+from experiments import available, cluster, execution, experiment, render, selection, study_file
 from experiments.experiment import Experiment, Run
 from experiments.plan import Plan, make_plan
 from hicmae import presets
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
+from slurm import arrays, code
 from slurm.local import Job
+from slurm.state import read_states
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Request:
     yes: bool = False
     max_parallel: int | None = None
     gpus_per_run: int = 1
+    cluster: str = "local"
+    profile: str = "default"
+    wait: bool = False
     command: tuple[str, ...] = ()
 
 
@@ -72,33 +78,50 @@ def requested(request: Request, found: Experiment | None = None) -> Experiment:
 
 
 def launch(request: Request, study: Experiment, console: Console) -> int:
-    """Plan, ask, execute on this machine; returns the exit code: 0 when all is done, 1 when runs failed, 130 when stopped."""
+    """Plan, ask, execute or submit; returns the exit code: 0 all done (or submitted), 1 runs failed, 130 stopped."""
     available.ensure_generated(study.used_corpora(), console)
     plan, prints = plan_for(request, study)
-    if not plan.to_do:
-        record_study(request, plan, prints)
+    if not plan.to_do and not (plan.active and request.wait):
+        remember(request, plan, prints)
         console.print(_nothing_left(plan), highlight=False)
         return 0
     render.show_plan(console, plan, graph=False)
     prints.require(run.corpus for run in plan.to_do)
+    on_slurm = request.cluster == "slurm"
+    target = cluster.target(request.profile, request.max_parallel, study.name) if on_slurm else None
     confirm(request, len(plan.to_do), console)
-    record_study(request, plan, prints)
-    record_intent(request, plan.to_do)
-    return execute(request, plan, console)
+    kept = code.take(request.runs_root)
+    record_study(request, plan, prints, kept.to_json())
+    if target is not None:
+        return cluster.launch(request.runs_root, plan, replace(target, code=kept.path), console, request.wait)
+    return execute(request, plan, kept.path, console)
 
 
-def execute(request: Request, plan: Plan, console: Console) -> int:
+def execute(request: Request, plan: Plan, folder: Path, console: Console) -> int:
     """Run what is to do on this machine, and wait for what another launcher on it is running."""
-    waited_for = [run for run in plan.active if plan.state(run) == "running"]
-    wanted = {run.run_id for run in (*plan.to_do, *waited_for)}
+    with arrays.launching(request.runs_root):
+        states = read_states(request.runs_root, [run.run_id for run in plan.to_do])  # another launcher may have been faster
+        taken = [run for run in plan.to_do if not states[run.run_id].is_active and states[run.run_id].state != "done"]
+        record_intent(request, taken)
+    locked = [run for run in plan.selected if RunRecord(request.runs_root / run.run_id).is_locked()]
+    wanted = {run.run_id for run in (*taken, *locked)}
     jobs = [_job(request.runs_root, run, plan) for run in plan.selected if run.run_id in wanted]
-    return execution.execute_here(jobs, console, request.max_parallel, request.gpus_per_run)
+    return execution.execute_here(jobs, console, folder, request.max_parallel, request.gpus_per_run)
 
 
-def record_study(request: Request, plan: Plan, prints: available.Fingerprints) -> None:
+def record_study(request: Request, plan: Plan, prints: available.Fingerprints, snapshot: Mapping[str, Any]) -> None:
     """Write what the study wants, for reports and MLflow, before anything runs."""
-    snapshot: Mapping[str, Any] = {"python": sys.version.split()[0]}
     study_file.write(request.runs_root, plan.experiment, plan.runs, prints.known, request.command, snapshot)
+
+
+def remember(request: Request, plan: Plan, prints: available.Fingerprints) -> None:
+    """Record a study whose runs were all done by other studies, or in another order, without touching a record that says so."""
+    recorded = study_file.read_or_none(request.runs_root, plan.experiment.name) or {}
+    described = json.loads(json.dumps(plan.experiment.describe()))
+    if recorded.get("runs") != [study_file.row(run) for run in plan.runs] or any(
+        recorded.get(k) != v for k, v in described.items()
+    ):
+        record_study(request, plan, prints, recorded.get("snapshot", {}))
 
 
 def record_intent(request: Request, runs: Sequence[Run]) -> None:

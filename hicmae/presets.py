@@ -75,7 +75,7 @@ def finetune_regression(size: str = "base", corpus: str = "werewolf_xl", outputs
 
     Expected, base: PCC 33.74 (arousal), 69.23 (valence), 40.66 (dominance).
     """
-    config = finetune(size, corpus, outputs)
+    config = finetune(size, corpus)
     return FinetuneConfig(
         encoder=config.encoder,
         head=HeadConfig(task="regression", outputs=outputs, loss="mse"),

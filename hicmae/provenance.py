@@ -8,6 +8,7 @@ Environment variables are never recorded as a whole: of them, only the scheduler
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ from hicmae.config import RunConfig
 
 ROOT = Path(hicmae.__file__).resolve().parent.parent
 PACKAGES = ("hicmae", "experiments", "ablations", "slurm", "reports")
+KEPT = "snapshot.json"
 _SCHEDULER = (
     "SLURM_JOB_ID",
     "SLURM_ARRAY_JOB_ID",
@@ -47,6 +49,10 @@ def snapshot(config: RunConfig, fingerprint: str, processes: int) -> dict[str, A
 
 def code(root: Path = ROOT) -> dict[str, Any]:
     """The commit (None outside a repository), whether files differ from it and how, and a hash of the source as it is."""
+    if (root / KEPT).exists():  # a copy that a launch made for its runs, which says what it is a copy of
+        kept = json.loads((root / KEPT).read_text())
+        names = ("commit", "parent", "dirty", "changed", "diff")
+        return {"version": hicmae.__version__, **{name: kept.get(name) for name in names}, "tree": source_digest(root)}
     is_repository = _git(root, "rev-parse", "--show-toplevel") == str(root)  # not that of somebody who installed the package
     commit = _git(root, "rev-parse", "HEAD") if is_repository else None
     status = _git(root, "status", "--porcelain") if is_repository else None

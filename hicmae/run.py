@@ -98,7 +98,7 @@ class Attempt:
     def __init__(self, record: RunRecord, config: RunConfig, execution: Execution) -> None:
         self.record, self.config, self.execution = record, config, execution
         self.loop: Loop | None = None
-        self.began = time.monotonic()
+        self.began, self.began_at = time.monotonic(), time.time()
 
     def run(self) -> dict[str, Any]:
         """Check what is needed, train, evaluate, write the result."""
@@ -126,8 +126,9 @@ class Attempt:
         """Write why the attempt ended; whatever process of the run it was that ended."""
         from hicmae.train.interrupt import Preempted
 
-        # On these all processes agree, so one of them writes; anything else may have happened to this one alone.
-        if isinstance(error, (Preempted, DivergedError, UsageError)) and _rank() != 0:
+        # On these all processes agree, so one of them writes. Anything else may have happened to one alone, and has then broken
+        # off the others' exchanges: what is written first is the cause.
+        if (isinstance(error, (Preempted, DivergedError, UsageError)) and _rank() != 0) or self._has_failed():
             return
         step = error.step if isinstance(error, DivergedError) else self.loop.step if self.loop else None
         known = {} if step is None else {"step": step}
@@ -138,6 +139,9 @@ class Attempt:
                 self.record.append_event("failed", reason=_reason(error), error=type(error).__name__, rank=_rank(), **known)
         except OSError as unwritable:  # a full disk; the exit code and the lines printed still say it
             print(f"{self.record.path}/events.jsonl: cannot be written ({unwritable.strerror})", file=sys.stderr)
+
+    def _has_failed(self) -> bool:
+        return any(event.get("event") == "failed" and event["time"] >= self.began_at for event in self.record.events())
 
     def _set_up(self) -> None:
         import torch
@@ -309,6 +313,8 @@ def _reason(error: Exception) -> str:
         return text
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of GPU memory; use more optim.accumulation_steps, more processes or activation checkpointing ({text[:200]})"
+    if "gloo" in text or type(error).__name__.startswith("Dist"):
+        return f"another process of this run ended or was cut off; see its log ({text[:200]})"
     return f"{type(error).__name__}: {text[:500]}"
 
 

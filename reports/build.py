@@ -24,13 +24,13 @@ from reports import latex
 from reports.analysis import Analysis, analyse
 from reports.figures import Picture, draw_all
 from reports.findings import findings
+from reports.freshness import write_stamp
 from reports.provenance import mlflow_links, provenance_of, without_links
 from reports.query import load_study, require_studies
 from reports.render import latex_templates, templates, to_csv, to_html, to_json
 from reports.tables import Table, tables_of
 
 SEED = 0
-BUILD = Path("reports/build")
 NO_LATEX = "no PDF: LaTeX is not installed; `make system-packages` installs it, then `make report` makes report.pdf"
 
 
@@ -79,6 +79,7 @@ def build_report(
     html.write_text(_html(pages, problems), encoding="utf-8")
     (out / "report.tex").write_text(_tex(pages, out), encoding="utf-8")
     made, notes = _pdf(out / "report.tex") if pdf else (None, [])
+    write_stamp(runs_root, out, name, extras, pdf)
     return Report(html, made, tuple(pages), tuple(problems), tuple(notes))
 
 

@@ -115,6 +115,14 @@ def load_study(runs_root: Path, name: str) -> Study:
     return replace(study, runs=tuple(checked), problems=tuple(_problems(study, checked)))
 
 
+def run_ids(runs_root: Path, name: str) -> list[str]:
+    """The runs of a study, from its file alone; none when that is damaged."""
+    try:
+        return [run.run_id for run in _read_study(runs_root / STUDIES / f"{name}.json").runs]
+    except RecordError:
+        return []
+
+
 def _read_study(path: Path) -> Study:
     try:
         values = json.loads(path.read_text())

@@ -78,9 +78,10 @@ class View(Protocol):
     def say(self, line: str) -> None: ...
 
 
-def run_command(path: Path) -> list[str]:
-    """How a run is executed, here and under SLURM."""
-    return [sys.executable, "-m", "hicmae.run", str(path.absolute())]
+def run_command(path: Path, processes: int = 1) -> list[str]:
+    """How a run is executed, here and under SLURM (where every task is a process of its own)."""
+    several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
+    return [sys.executable, "-m", *several, "hicmae.run", str(path.absolute())]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Options:
     grace_s: float = GRACE_S
     environment: Mapping[str, str] = field(default_factory=dict)
     code: Path | None = None
-    command: Callable[[Path], list[str]] = run_command
+    command: Callable[[Path, int], list[str]] = run_command  # of a run directory and a number of processes
 
 
 class LocalExecutor:
@@ -182,7 +183,7 @@ class LocalExecutor:
         threads = str(self.division.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **chosen, **self.options.environment}
         return subprocess.Popen(
-            self.options.command(entry.job.path),
+            self.options.command(entry.job.path, max(1, self.division.gpus_per_run)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -214,12 +215,13 @@ class LocalExecutor:
         running = [entry for entry in self.board if entry.state == "running"]
         self.view.say(f"stopping: {len(running)} runs write a checkpoint (again to kill them)")
         for entry in running:
-            _signal(entry, signal.SIGTERM)
+            if entry.process and entry.process.poll() is None:
+                entry.process.terminate()  # not its group: processes that read data would die of it
         deadline, asked = time.monotonic() + self.options.grace_s, self.stopping
         while any(entry.process and entry.process.poll() is None for entry in running):
             if time.monotonic() > deadline or self.stopping > asked:
                 for entry in running:
-                    _signal(entry, signal.SIGKILL)
+                    _kill(entry)
             time.sleep(POLL_S)
         for entry in running:
             self._reap(entry)
@@ -296,9 +298,10 @@ def _done(path: Path) -> bool:
     return (path / "result.json").exists()
 
 
-def _signal(entry: Entry, number: signal.Signals) -> None:
+def _kill(entry: Entry) -> None:
+    """The whole group, for a killed process cannot end its children."""
     if entry.process and entry.process.poll() is None:
-        os.killpg(entry.process.pid, number)
+        os.killpg(entry.process.pid, signal.SIGKILL)
 
 
 def _signal_name(number: int) -> str:

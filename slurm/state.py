@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hicmae.record import RunRecord
+from slurm import arrays, scheduler
+from slurm.local import last_line
+from slurm.scheduler import JobInfo, SilentSchedulerError
 
 # States of hicmae.record, and `unknown`: somebody else may be working on the run and does not answer.
 ACTIVE = ("submitted", "running", "unknown")
 QUIET_S = 600.0  # a run on another machine that wrote nothing for so long may be dead
+SETTLING_S = 120.0  # a job may take so long to be listed after its submission
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+_AT_WORK = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
+# How SLURM ends jobs that can go on from their checkpoint.
+_CUT_OFF = {
+    "TIMEOUT": "reached the time limit",
+    "DEADLINE": "reached its deadline",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not start",
+    "REVOKED": "revoked",
+    "OUT_OF_MEMORY": "out of memory",
+}
+# What slurmstepd writes where SLURM has no state of its own for it (no cgroups).
+_MEMORY_WORDS = ("exceeded job memory limit", "exceeded step memory limit", "oom-kill", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,8 @@ class RunState:
     reason: str = ""
     host: str = ""
     attempts: int = 0
+    job: str = ""  # of the scheduler, ARRAYID_TASK
+    cause: str = ""  # the scheduler's word for how the last job ended
 
     @property
     def is_active(self) -> bool:
@@ -32,25 +52,123 @@ class RunState:
         return self.state in ACTIVE
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A run's place in the array that it was last submitted with."""
+
+    array: str
+    index: int
+    time: float
+    started: bool  # whether the run has begun since
+
+
 def read_states(runs_root: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
     """The states of runs, in the given order. A run that is done costs one look at its directory."""
     wanted = list(run_ids)
     existing = {path.name for path in runs_root.iterdir()} if runs_root.is_dir() else set()
-    return {run_id: _read(runs_root / run_id) if run_id in existing else RunState(run_id, "new") for run_id in wanted}
+    states: dict[str, RunState] = {}
+    submissions: dict[str, Submission] = {}
+    for run_id in wanted:
+        states[run_id], submission = _read(runs_root / run_id) if run_id in existing else (RunState(run_id, "new"), None)
+        if submission is not None:
+            submissions[run_id] = submission
+    states.update(_with_scheduler(runs_root, states, submissions))
+    return states
 
 
-def _read(path: Path) -> RunState:
+def _read(path: Path) -> tuple[RunState, Submission | None]:
+    """The state by the directory alone, and the submission that the scheduler must be asked about, if there is one."""
     if (path / "result.json").exists():
-        return RunState(path.name, "done")
+        return RunState(path.name, "done"), None
     record = RunRecord(path)
     events = record.events()
     starts = [event for event in events if event.get("event") == "started"]
     host = str(starts[-1].get("host", "")) if starts else ""
     state = record.state()
-    reason = _reason(events, state)
-    if state == "interrupted" and host not in ("", socket.gethostname()) and events[-1].get("event") in ("started", "checkpoint"):
-        state, reason = _elsewhere(path, host)
-    return RunState(path.name, state, reason, host, len(starts))
+    found = RunState(path.name, state, _reason(events, state), host, len(starts))
+    submission = _submission(events) if state in ("submitted", "interrupted") else None
+    at_work = state == "interrupted" and events[-1].get("event") in ("started", "checkpoint")
+    if submission is None and at_work and host not in ("", socket.gethostname()):
+        found = _elsewhere(path, found)
+    return found, submission
+
+
+def _submission(events: list[dict[str, Any]]) -> Submission | None:
+    """The last submission, unless the run was taken back or planned anew since."""
+    started = False
+    for event in reversed(events):
+        kind = event.get("event")
+        if kind == "submitted" and "array" in event:
+            return Submission(str(event["array"]), int(event["index"]), float(event["time"]), started)
+        if kind in ("planned", "blocked", "cancelled"):
+            return None
+        started = started or kind == "started"
+    return None
+
+
+def _with_scheduler(
+    runs_root: Path, states: Mapping[str, RunState], submissions: Mapping[str, Submission]
+) -> dict[str, RunState]:
+    """The states of submitted runs as record and scheduler together have them."""
+    try:
+        answer = scheduler.ask({(item.array, item.index): item.time for item in submissions.values()})
+    except SilentSchedulerError as silent:
+        return {run_id: replace(states[run_id], state="unknown", reason=str(silent)) for run_id in submissions}
+    judged: dict[str, RunState] = {}
+    for run_id, submission in submissions.items():
+        info = answer.get((submission.array, submission.index))
+        judged[run_id] = judge(runs_root / run_id, states[run_id], submission, info)
+    return judged
+
+
+def judge(path: Path, state: RunState, submission: Submission, info: JobInfo | None) -> RunState:
+    """What a submitted run's state is, given what the scheduler says of its job (None: it lists no such job)."""
+    if info is None:
+        return _unlisted(state, submission)
+    known = replace(state, job=info.job_id, cause=info.state)
+    if info.state in _WAITING:
+        return replace(known, state="submitted", reason=f"waits: {info.reason}" if info.reason else "")
+    if info.state in _AT_WORK:
+        return replace(known, state="running", reason=f"on {info.nodes}" if info.nodes else "")
+    if info.state in _CUT_OFF:
+        return replace(known, state="interrupted", reason=_CUT_OFF[info.state])
+    if info.state == "CANCELLED":
+        return _cancelled(path, known, submission)
+    if info.state == "COMPLETED":
+        return replace(known, state="interrupted", reason=last_line(path) or "its job ended without a result")
+    return _broken_off(path, known, submission)
+
+
+def _broken_off(path: Path, state: RunState, submission: Submission) -> RunState:
+    """A job that ended with an error that the run itself did not record: killed, out of memory, or crashed."""
+    log = path.parent / arrays.FOLDER / submission.array / f"{state.job}_0_log.out"
+    said = log.read_bytes()[-4096:].decode(errors="replace").lower() if log.exists() else ""
+    if any(words in said for words in _MEMORY_WORDS):
+        return replace(state, state="interrupted", cause="OUT_OF_MEMORY", reason=_CUT_OFF["OUT_OF_MEMORY"])
+    last = (RunRecord(path).events() or [{}])[-1]
+    if last.get("event") == "preempted":
+        return replace(state, state="interrupted", reason="asked to stop")
+    if last.get("event") == "ended":
+        return replace(state, state="interrupted", reason=str(last.get("reason", "")))
+    return replace(state, state="failed", reason=last_line(path) or f"its job ended as {state.cause}; see {log}")
+
+
+def _unlisted(state: RunState, submission: Submission) -> RunState:
+    age_s = time.time() - submission.time
+    if age_s < SETTLING_S:
+        return replace(state, state="unknown", reason=f"submitted {age_s:.0f} s ago and not listed by the scheduler yet")
+    if submission.started:
+        return replace(state, state="interrupted", reason="the scheduler no longer knows its job")
+    return replace(state, state="planned", reason="its job was never accepted by the scheduler")
+
+
+def _cancelled(path: Path, state: RunState, submission: Submission) -> RunState:
+    """Cancelled by somebody, or by SLURM because what the run needs has failed."""
+    initial = getattr(RunRecord(path).config(), "initial", None)
+    needed = initial.reference if initial is not None and initial.source == "run" else ""
+    if not submission.started and needed and not (path.parent / needed / "result.json").exists():
+        return replace(state, state="blocked", reason=f"needs {needed}, which is not done")
+    return replace(state, state="cancelled", reason="cancelled in the scheduler")
 
 
 def _reason(events: list[dict[str, Any]], state: str) -> str:
@@ -64,10 +182,10 @@ def _reason(events: list[dict[str, Any]], state: str) -> str:
     return ""
 
 
-def _elsewhere(path: Path, host: str) -> tuple[str, str]:
+def _elsewhere(path: Path, state: RunState) -> RunState:
     """A run last started on another machine, whose lock cannot be seen from here: judged by when it last wrote."""
     written = max((file.stat().st_mtime for file in path.glob("*.jsonl")), default=0.0)
     quiet_s = time.time() - written
     if quiet_s < QUIET_S:
-        return "running", f"on {host}"
-    return "unknown", f"started on {host}, which has written nothing for {quiet_s / 60:.0f} min"
+        return replace(state, state="running", reason=f"on {state.host}")
+    return replace(state, state="unknown", reason=f"{state.host} has written nothing for {quiet_s / 60:.0f} min; is it alive?")

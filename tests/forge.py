@@ -106,7 +106,7 @@ def import_all() -> None:
     _deepspeed()
     for name in ("run", "provenance", "data.loader", "data.manifest", "train.loop", "train.initial", "train.objective"):
         importlib.import_module(f"hicmae.{name}")
-    for name in ("pyarrow.parquet", "timm.data.mixup", "deepspeed.runtime.zero.stage3"):
+    for name in ("pyarrow.parquet", "timm.data.mixup", "deepspeed.runtime.zero.muon.original_muon"):
         importlib.import_module(name)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True).step()  # imports more when it first steps
 

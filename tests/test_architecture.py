@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hicmae", "hicmae.config", "hicmae.errors", "hicmae.seeding", "hicmae.record", "hicmae.presets"),
     ("hicmae.model", "hicmae.data", "hicmae.metrics"),
     ("hicmae.train", "hicmae.tracking", "hicmae.provenance"),
-    ("hicmae.run",),
+    ("hicmae.run", "hicmae.parity"),
     ("experiments", "ablations", "slurm", "reports"),
 )
 # Inside the top layer, beside imports from the same package.

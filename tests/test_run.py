@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,6 +359,63 @@ def test_an_interrupted_fp16_run_is_bit_identical_too(runner: Runner) -> None:
     assert weights_digest(record) == weights_digest(uninterrupted)
 
 
+@pytest.mark.parametrize("modality", ["A", "V"])
+def test_one_modality_trains_with_half_the_head(runner: Runner, modality: str) -> None:
+    record = runner.finish(change(FINETUNE, {"head.modality": modality, "optim.epochs": 1}))
+    names = load_file(record.path / "checkpoints" / "final.safetensors")
+    assert names["head.weight"].shape == (4, 2 * TINY.dim)
+    assert not [
+        name for name in names if name.startswith(("encoder_fusion.", "encoder." if modality == "A" else "encoder_audio."))
+    ]
+
+
+def test_a_regression_runs_through_the_same_loop(runner: Runner, places: dict[str, str], tmp_path: Path) -> None:
+    folder = Path(places["HICMAE_DATA"])
+    clips = sorted((folder / "synthetic" / "clips").rglob("*.mp4"))
+    table = tmp_path / "clips.csv"
+    rows = [f"{path},{path.parent.name},{1 + i % 2},{np.sin(i)},{i / 10}" for i, path in enumerate(clips)]
+    table.write_text("\n".join(["video,group,fold,target_arousal,target_valence", *rows]))
+    delta: dict[str, Any] = {
+        "data.corpus": f"csv:{table}",
+        "head": HeadConfig(task="regression", outputs=2, loss="ccc"),
+        "augment": {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0},
+    }
+    record = runner.finish(change(FINETUNE, delta), processes=2)
+    rows_read = pq.read_table(record.path / "predictions.parquet").to_pandas()
+    last = rows_read[rows_read["selection"] == "last"]
+    truth, scores = (last[[f"{kind}_{k}" for k in range(2)]].to_numpy() for kind in ("target", "score"))
+    np.testing.assert_allclose(scores, sum(last[[f"view_{v}_{k}" for k in range(2)]].to_numpy() for v in range(2)) / 2)
+    values = metrics.compute(("PCC", "CCC"), truth, scores, ("arousal", "valence"))
+    result = record.result()
+    assert result is not None and result["headline"] == "PCC"
+    assert {name: result["metrics"]["last"][name] for name in values} == pytest.approx(values)
+
+
+def test_a_clip_that_cannot_be_used_fails_the_run_before_training_or_is_left_out_and_counted(
+    runner: Runner, places: dict[str, str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "data" / "synthetic"
+    shutil.copytree(Path(places["HICMAE_DATA"]) / "synthetic", broken)
+    victim = sorted((broken / "clips" / "s03").glob("*.mp4"))[0]
+    os.truncate(victim, 200)
+    here = {
+        "HICMAE_DATA": str(tmp_path / "data"),
+        "HICMAE_STORE": str(tmp_path / "store"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    record = runner.create(PRETRAIN)
+    log = record.path / "log" / "out.txt"
+    assert forge().start("hicmae.run:main", [str(record.path)], log, **{**places, **here}).wait() == 1
+    reason = events(record, "failed")[-1]["reason"]
+    assert reason.startswith(f"{victim}: ") and "--on-error skip" in reason
+    assert not record.metrics()
+    arguments = [str(record.path), "--on-error", "skip"]
+    assert forge().start("hicmae.run:main", arguments, log, **{**places, **here}).wait() == 0, log_of(record)
+    result = record.result()
+    assert result is not None and result["n_train"] == 23
+    assert len(result["skipped_clips"]) == 1 and str(victim) in result["skipped_clips"][0]
+
+
 # Where fine-tuning starts
 
 
@@ -409,7 +467,8 @@ def test_an_authors_checkpoint_is_found_by_its_digest(runner: Runner, tmp_path: 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(runner: Runner) -> None:
-    record = runner.create(change(FINETUNE, {"optim.base_lr": 1e30, "optim.epochs": 20, "optim.layer_decay": 1.0}))
+    delta = {"optim.base_lr": 1e30, "optim.epochs": 20, "optim.layer_decay": 1.0, "evaluation": EvaluationConfig()}
+    record = runner.create(change(FINETUNE, delta))
     for process in runner.start_several(2, record, HICMAE_CHECKPOINT_S="0"):
         assert process.wait() == 1, log_of(record)
     failed = events(record, "failed")
@@ -419,6 +478,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(runner: Runner) -
     newest = max((record.path / "checkpoints").glob("step-*"))
     saved = load_file(newest / "state.safetensors")
     assert all(bool(torch.isfinite(value).all()) for name, value in saved.items() if name.startswith("model/"))
+
+
+def test_scores_that_are_not_finite_stop_the_run_too(runner: Runner) -> None:
+    """The last step of an epoch can spoil weights that no training loss has seen yet."""
+    record = runner.create(change(FINETUNE, {"optim.base_lr": 1e30, "optim.epochs": 20, "optim.layer_decay": 1.0}))
+    for process in runner.start_several(2, record):
+        assert process.wait() == 1, log_of(record)
+    failed = events(record, "failed")
+    assert len(failed) == 1 and "are not finite" in failed[0]["reason"] and failed[0]["step"] >= 1
+
+
+def test_a_process_that_dies_is_the_reason_not_its_partner_that_noticed(runner: Runner) -> None:
+    record = runner.create(change(FINETUNE, {"optim.epochs": 50}))
+    first, second = runner.start_several(2, record, HICMAE_CHECKPOINT_S="0")
+    wait_until(lambda: training_steps(record) >= 2)
+    second.kill()
+    assert second.wait() == -signal.SIGKILL and first.wait() == 1
+    failed = events(record, "failed")
+    assert len(failed) == 1 and failed[0]["reason"].startswith("another process of this run ended or was cut off")
 
 
 def test_a_full_disk_fails_the_run_in_one_line_and_keeps_the_older_state(runner: Runner, whole: dict[str, RunRecord]) -> None:

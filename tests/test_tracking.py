@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -218,27 +216,31 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import mlflow.tracking.client as tracking
-
-left = int(sys.argv[2])
-
-def counted(name, after):
-    real = getattr(tracking.MlflowClient, name)
-    def call(self, *args, **options):
-        global left
-        left -= 1
-        if left == 0 and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        answer = real(self, *args, **options)
-        if left == 0 and after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
-    setattr(tracking.MlflowClient, name, call)
-
-for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "log_artifacts", "set_terminated", "update_run"):
-    counted(name, sys.argv[3] == "after")
 from hicmae.tracking import sync
 from reports.summaries import summaries
-sync(Path(sys.argv[1]), summarise=summaries)
+
+def die_at(name, call, moment):
+    real = getattr(tracking.MlflowClient, name)
+    def counted(self, *args, **options):
+        global seen
+        seen += 1
+        if seen == call and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = real(self, *args, **options)
+        if seen == call and moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+    setattr(tracking.MlflowClient, name, counted)
+
+for number, moment in (word.split(":") for word in sys.argv[2:]):
+    child = os.fork()
+    if child == 0:
+        seen = 0
+        for name in "create_experiment create_run log_batch log_inputs log_artifacts set_terminated update_run".split():
+            die_at(name, int(number), moment)
+        sync(Path(sys.argv[1]), summarise=summaries)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 """
 
 
@@ -246,24 +248,15 @@ sync(Path(sys.argv[1]), summarise=summaries)
 def test_killed_at_any_call_it_goes_on_and_everything_is_there_once(
     study: StudyOnDisk, synced: StudyOnDisk, tmp_path: Path
 ) -> None:
-    """SIGKILL before or after the n-th call that changes MLflow, ever later, always into the same store."""
+    """SIGKILL before or after the n-th call that changes MLflow, ever again, always into the same store."""
     script = tmp_path / "killed.py"
-    script.write_text(textwrap.dedent(KILLED))
+    script.write_text(KILLED)
+    moments = ["1:after", "2:before", "2:after", "3:after", "3:before", "4:before", "5:after", "6:after", "9:after", "15:before"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for call, moment in [
-        (1, "after"),
-        (2, "before"),
-        (2, "after"),
-        (4, "before"),
-        (5, "after"),
-        (6, "after"),
-        (9, "after"),
-        (15, "before"),
-    ]:
-        done = subprocess.run(
-            [sys.executable, script, str(study.root), str(call), moment], env=environment, capture_output=True, check=False
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    done = subprocess.run(
+        [sys.executable, script, str(study.root), *moments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     quiet_sync(study, summarise=summaries)
     assert everything(study) == everything(synced)
 

@@ -228,6 +228,8 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> Search:
     """The search of a name, or of a Python file that defines `search()`. Raises UsageError when there is none."""
     if is_file(name):
+        if not Path(name).is_file():
+            raise UsageError(f"{name}: no such file; a search is a name ({', '.join(names())}) or a Python file with search()")
         module = _module_at(Path(name))
     elif name in names():
         module = importlib.import_module(f"experiments.{name}")

@@ -109,6 +109,7 @@ class RunJudge:
         if not self._execute(trial, last, watch):
             return None
         record = RunRecord(self.runs_root / last.run_id)
+        watch(record)  # for the trials to come: its last epochs, or all of a run that was recorded before
         values = (record.result() or {}).get("metrics", {}).get(INNER, {})
         if not math.isfinite(values.get(self.search.metric, math.nan)):
             raise _RunFailedError(f"run {record.id} has no {self.search.metric} on its validation part")
@@ -127,21 +128,21 @@ class RunJudge:
 
     def _watch(self, trial: OwnTrial) -> Callable[[RunRecord], bool]:
         """Reports each new epoch of a run; says whether the trial is to be pruned."""
-        reported: set[int] = set()
+        looked_at: set[int] = set()
         seen_bytes = 0
 
         def prune(record: RunRecord) -> bool:
             nonlocal seen_bytes
             path = record.path / "metrics.jsonl"
             seen_bytes, before = path.stat().st_size if path.exists() else 0, seen_bytes
+            poor = False
             for point in record.metrics() if seen_bytes > before else ():
                 epoch, value = round(point.get("epoch", 0)), point.get("values", {}).get(self.search.metric)
-                if point["split"] != "validation" or value is None or epoch in reported:
+                if point["split"] != "validation" or value is None or epoch in looked_at:
                     continue
-                reported.add(epoch)
-                if trial.report(float(value), epoch):
-                    return True
-            return False
+                looked_at.add(epoch)
+                poor = trial.report(float(value), epoch) or poor
+            return poor
 
         return prune
 

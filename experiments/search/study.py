@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from hicmae.errors import UsageError, raise_unknown
 from hicmae.seeding import derive
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 JOURNAL = "journal.log"
 MAX_TAKEOVERS = 10  # a trial that took so many workers with it counts as failed
@@ -67,6 +67,7 @@ class OwnTrial:
     notes: dict[str, Any]
     claim: Claim
     trial: Trial = field(repr=False)
+    reported: set[int] = field(default_factory=set)  # steps
 
     def note(self, **values: Any) -> None:
         """Write something beside the trial that whoever takes it over, and readers, will find."""
@@ -76,8 +77,10 @@ class OwnTrial:
                 self.trial.set_user_attr(name, value)
 
     def report(self, value: float, step: int) -> bool:
-        """Record an intermediate value; whether the pruner says that the trial is not worth going on."""
-        self.trial.report(value, step)
+        """Record an intermediate value once; whether the pruner says that the trial is not worth going on."""
+        if step not in self.reported:
+            self.trial.report(value, step)
+            self.reported.add(step)
         return not self.notes.get("promoted") and self.trial.should_prune()
 
     def give_back(self) -> None:
@@ -198,15 +201,29 @@ class Study:
         from optuna.visualization import matplotlib as plots
 
         target = self.search.metric if self.search.function else f"validation {self.search.metric}"
+        study = self._with_short_names()
         figures: dict[str, Callable[[], Any]] = {
-            "history": lambda: plots.plot_optimization_history(self._study, target_name=target),
-            "slice": lambda: plots.plot_slice(self._study, target_name=target),
-            "parallel_coordinates": lambda: plots.plot_parallel_coordinate(self._study, target_name=target),
+            "history": lambda: plots.plot_optimization_history(study, target_name=target),
+            "slice": lambda: plots.plot_slice(study, target_name=target),
+            "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study, target_name=target),
         }
         if self.importance():
-            figures["importance"] = lambda: plots.plot_param_importances(self._study, target_name=target)
+            figures["importance"] = lambda: plots.plot_param_importances(study, target_name=target)
         folder.mkdir(parents=True, exist_ok=True)
-        return [path for name, plot in figures.items() for path in _save(plot(), folder / name)]
+        width_in = 3.0 + 1.7 * len(self.search.space)
+        with _quiet(), matplotlib.rc_context():  # Optuna's figures change the style for good
+            return [path for name, plot in figures.items() for path in _save(plot(), folder / name, width_in)]
+
+    def _with_short_names(self) -> optuna.Study:
+        """A copy in memory whose parameters are called by the last word of their fields, where that is clear."""
+        words = {name: name.rpartition(".")[2] for name in self.search.space}
+        short = {name: word if list(words.values()).count(word) == 1 else name for name, word in words.items()}
+        copy = optuna.create_study(direction=self._study.direction)
+        for frozen in self._study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            frozen.params = {short[name]: value for name, value in frozen.params.items()}
+            frozen.distributions = {short[name]: distribution for name, distribution in frozen.distributions.items()}
+            copy.add_trial(frozen)
+        return copy
 
     def _agree(self, identity: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("identity")
@@ -234,6 +251,7 @@ class Study:
             claim.release(finished=True)
             return None
         owned = self._owned(trial, claim)
+        owned.reported.update(now.intermediate_values)
         if claim.takeovers > MAX_TAKEOVERS:
             self.tell(owned, reason=f"{claim.takeovers} workers died over it")
             return None
@@ -305,11 +323,20 @@ def _made(kind: str, name: str, options: Mapping[str, Any], seed: int | None = N
     if name not in known:
         raise_unknown(kind, name, known)
     try:
-        return getattr(module, name)(**options, **({} if seed is None or "seed" in options else {"seed": seed}))
+        with _quiet():
+            return getattr(module, name)(**options, **({} if seed is None or "seed" in options else {"seed": seed}))
     except ImportError as error:
         raise UsageError(f"{name} needs a package that is not installed: {str(error).splitlines()[0]}") from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name}: refuses its options {dict(options)}: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remark that a part of Optuna may change: the lock file keeps its version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
 
 
 def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
@@ -336,12 +363,20 @@ def _first_difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> st
     return "definition"
 
 
-def _save(axes: Any, path: Path) -> list[Path]:
+def _save(axes: Any, path: Path, width_in: float) -> list[Path]:
+    """Save a figure of Optuna's, plain and wide enough for its parameters' names."""
     import numpy as np
     from matplotlib import pyplot
 
     figure = np.ravel(axes)[0].figure
-    figure.set_size_inches(max(6.0, 2.6 * np.size(axes)), 4.2)
+    is_parallel = path.name == "parallel_coordinates"
+    figure.set_size_inches(width_in if is_parallel or path.name == "slice" else 7.0, 4.2)
+    for axis in figure.axes:
+        axis.set_facecolor("0.9" if is_parallel else "white")  # its palest lines would vanish on white
+        axis.spines[:].set(visible=not is_parallel, color="0.7")
+        axis.grid(False)
+        axis.tick_params(labelsize="small", which="both")
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
     files = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for file in files:
         figure.savefig(file, bbox_inches="tight", dpi=150)

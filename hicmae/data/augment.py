@@ -9,34 +9,27 @@ Legend: T frames, H height, W width.
 from __future__ import annotations
 
 import math
-import random as python_random
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from hicmae.config import AugmentConfig
-from hicmae.seeding import seeded
+from hicmae.data.rand_augment import Frames, rand_augment
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_DISTORTION = 1  # sides of a crop are neighbours among the scales
 SNAP_PX = 3  # a side within this of the input size takes the input size
 SIDE_CROP = 0.875
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
-Frames = NDArray[np.uint8]
 
 
-def normalised(frames: Tensor) -> Tensor:
-    """uint8 (T, 3, H, W) to float32 (3, T, H, W) with ImageNet's mean and deviation."""
-    video = frames.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)  # (T, 3, ..) -> (3, T, ..)
+def normalise(frames: Tensor, video: Tensor) -> None:
+    """Write uint8 (T, 3, H, W) into float32 `video` (3, T, H, W), with ImageNet's mean and deviation."""
+    video.copy_(frames.transpose(0, 1))  # (T, 3, ..) -> (3, T, ..)
     for channel, mean, std in zip(video, IMAGENET_MEAN, IMAGENET_STD, strict=True):
         channel.sub_(255 * mean).mul_(1 / (255 * std))
-    return video
 
 
 def channels_first(frames: Frames) -> Tensor:
@@ -78,26 +71,6 @@ def resized(frames: Tensor, size_px: int) -> Tensor:
     return torch.nn.functional.interpolate(frames, (size_px, size_px), mode="bilinear", antialias=True)
 
 
-def rand_augment(frames: Frames, policy: str, seed_parts: Sequence[int | str]) -> Frames:
-    """timm's RandAugment with the same operations and magnitudes on every frame."""
-    apply = _policy(policy, frames.shape[1])
-    with seeded(*seed_parts):
-        state, numpy_state = python_random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
-        changed = []
-        for frame in frames:
-            python_random.setstate(state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            changed.append(np.asarray(apply(Image.fromarray(frame))))
-    return np.stack(changed)
-
-
-@cache
-def _policy(policy: str, size_px: int) -> Any:
-    from timm.data.auto_augment import rand_augment_transform
-
-    return rand_augment_transform(policy, {"translate_const": int(size_px * 0.45), "interpolation": Image.Resampling.BICUBIC})
-
-
 def erase(video: Tensor, random: np.random.Generator) -> None:
     """Overwrite one box of (3, T, H, W) in all frames with normal noise, in place."""
     channels, frames, height, width = video.shape
@@ -112,19 +85,18 @@ def erase(video: Tensor, random: np.random.Generator) -> None:
             return
 
 
-def augmented(
-    frames: Frames, size_px: int, config: AugmentConfig, random: np.random.Generator, seed_parts: Sequence[int | str]
-) -> Tensor:
-    """A training clip (T, H, W, 3) uint8 as the model sees it: (3, T, size_px, size_px) float32, normalised."""
+def augment(
+    frames: Frames, video: Tensor, config: AugmentConfig, random: np.random.Generator, seed_parts: Sequence[int | str]
+) -> None:
+    """Write a training clip (T, H, W, 3) uint8 as the model sees it into `video` (3, T, size, size) float32, normalised."""
     if config.rand_augment:
         frames = rand_augment(frames, config.rand_augment, seed_parts)
-    picture = multi_scale_crop(channels_first(frames), size_px, config.crop_scales, random)
+    picture = multi_scale_crop(channels_first(frames), video.shape[-1], config.crop_scales, random)
     if config.flip and random.random() < 0.5:
         picture = picture.flip(-1)
-    video = normalised(picture)
+    normalise(picture, video)
     if config.random_erasing and random.random() < config.random_erasing:
         erase(video, random)
-    return video
 
 
 def gain(random: np.random.Generator) -> float:

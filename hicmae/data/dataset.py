@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from hicmae.model.masking import audio_mask, video_mask
 from hicmae.seeding import numpy_generator
 
 Example = dict[str, Tensor]
+Batch = dict[str, Any]
 DEFAULT_FPS = 25.0
 PRETRAIN_CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 
@@ -52,6 +54,34 @@ class Clips:
     def stream(self, purpose: str, seed: int, draw: Draw) -> np.random.Generator:
         """The random numbers of one purpose for one example."""
         return numpy_generator(purpose, seed, draw.epoch, self.samples[draw.number].sample_id, draw.repeat)
+
+    def example(self, draw: Draw) -> Example:
+        """One example, with `video` (3, T, H, W) where frames are wanted."""
+        video = self._room(1)[0] if self.has_video() else None
+        example = self._example(draw, video)
+        return example if video is None else {**example, "video": video}
+
+    def batch(self, draws: Sequence[Draw]) -> Batch:
+        """The examples of the draws, stacked; frames are written where they will stay, for they are most of the work."""
+        video = self._room(len(draws)) if self.has_video() else None
+        examples = [self._example(draw, None if video is None else video[row]) for row, draw in enumerate(draws)]
+        batch: Batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+        if video is not None:
+            batch["video"] = video
+        batch["sample_id"] = [self.samples[draw.number].sample_id for draw in draws]
+        batch["position"] = torch.tensor([draw.position for draw in draws])
+        return batch
+
+    def has_video(self) -> bool:
+        """Whether examples have frames."""
+        return True
+
+    def _room(self, count: int) -> Tensor:
+        return torch.empty(count, 3, self.encoder.frames, self.encoder.image_px, self.encoder.image_px)
+
+    def _example(self, draw: Draw, video: Tensor | None) -> Example:
+        """Writes the frames into `video` (3, T, H, W) and returns the rest."""
+        raise NotImplementedError
 
     def frame_count(self, draw: Draw, video: bool) -> int:
         """Frames of the clip; without pictures, what its sound would fill at the corpus' frame rate."""
@@ -82,16 +112,16 @@ class PretrainClips(Clips):
         super().__init__(samples, source, numbers, config.encoder, config.data.stride_frames)
         self.config = config
 
-    def example(self, draw: Draw) -> Example:
+    def _example(self, draw: Draw, video: Tensor | None) -> Example:
+        assert video is not None
         seed, encoder, objective = self.config.seed, self.encoder, self.config.objective
         count = self.frame_count(draw, video=True)
         plan = sampling.pretrain_plan(count, encoder.frames, self.stride, self.stream("start", seed, draw))
         frames = augment.channels_first(self.source.frames(self.numbers[draw.number], plan.frames))
         crop = self.stream("crop", seed, draw)
-        picture = augment.multi_scale_crop(frames, encoder.image_px, PRETRAIN_CROP_SCALES, crop)
+        augment.normalise(augment.multi_scale_crop(frames, encoder.image_px, PRETRAIN_CROP_SCALES, crop), video)
         masks = self.stream("mask", seed, draw)
         return {
-            "video": augment.normalised(picture),
             "audio": self.features(draw, plan, count, augment.gain(self.stream("gain", seed, draw)), timed=True),
             "masked_video": torch.from_numpy(video_mask(encoder, objective, masks)),
             "masked_audio": torch.from_numpy(audio_mask(encoder, objective, masks)),
@@ -107,15 +137,17 @@ class FinetuneClips(Clips):
         super().__init__(samples, source, numbers, config.encoder, config.data.stride_frames)
         self.config, self.views = config, views
 
-    def example(self, draw: Draw) -> Example:
-        modality, seed = self.config.head.modality, self.config.seed
-        count = self.frame_count(draw, video="V" in modality)
+    def has_video(self) -> bool:
+        return "V" in self.config.head.modality
+
+    def _example(self, draw: Draw, video: Tensor | None) -> Example:
+        count = self.frame_count(draw, video=video is not None)
         plan = self._plan(draw, count)
         example = self._answer(self.samples[draw.number])
-        if "V" in modality:
-            example["video"] = self._video(draw, plan)
-        if "A" in modality:
-            loud = augment.gain(self.stream(f"gain {draw.view}", seed, draw)) if self._varies_gain() else 1.0
+        if video is not None:
+            self._write_frames(draw, plan, video)
+        if "A" in self.config.head.modality:
+            loud = augment.gain(self.stream(f"gain {draw.view}", self.config.seed, draw)) if self._varies_gain() else 1.0
             example["audio"] = self.features(draw, plan, count, loud, timed=False)
         if self.views:
             example["view"] = torch.tensor(draw.view)
@@ -127,13 +159,14 @@ class FinetuneClips(Clips):
             return sampling.test_views(count, frames, self.stride, segments)[draw.view % segments]
         return sampling.train_plan(count, frames, self.stride, self.stream("start", self.config.seed, draw))
 
-    def _video(self, draw: Draw, plan: Plan) -> Tensor:
+    def _write_frames(self, draw: Draw, plan: Plan, video: Tensor) -> None:
         frames = self.source.frames(self.numbers[draw.number], plan.frames)
         if self.views:
-            return augment.normalised(self._crop(augment.channels_first(frames), draw.view))
+            augment.normalise(self._crop(augment.channels_first(frames), draw.view), video)
+            return
         seed = self.config.seed
         parts = ("rand augment", seed, draw.epoch, self.samples[draw.number].sample_id, draw.repeat)
-        return augment.augmented(frames, self.encoder.image_px, self.config.augment, self.stream("crop", seed, draw), parts)
+        augment.augment(frames, video, self.config.augment, self.stream("crop", seed, draw), parts)
 
     def _crop(self, frames: Tensor, view: int) -> Tensor:
         """Views beyond the segments are the left, middle and right crop of the same frames."""

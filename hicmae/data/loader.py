@@ -13,22 +13,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hicmae.config import FinetuneConfig, PretrainConfig
 from hicmae.data import corpora, location, manifest
 from hicmae.data.clipstore import ClipSource, ClipStore, DirectClips
 from hicmae.data.corpora import Corpus, Sample
-from hicmae.data.dataset import Clips, Draw, FinetuneClips, PretrainClips
+from hicmae.data.dataset import Batch, Clips, Draw, FinetuneClips, PretrainClips
 from hicmae.data.manifest import Problem
 from hicmae.errors import ClipError, UsageError, raise_unknown
 from hicmae.seeding import numpy_generator
 
-Batch = dict[str, Any]
 Spec = list[Draw]
 ON_ERROR = ("fail", "skip")
 
@@ -47,18 +44,14 @@ def share(batch_size: int, slot: int, slots: int) -> list[int]:
     return first + [batch_size - 1 - position for position in reversed(first)]
 
 
-class _Examples(Dataset[Batch]):
+class _WholeBatches(Dataset[Batch]):
     """Makes a whole batch at once, inside one worker."""
 
-    def __init__(self, clips: Clips, example: Callable[[Draw], dict[str, Tensor]]) -> None:
-        self.clips, self.example = clips, example
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
 
     def __getitem__(self, spec: Spec) -> Batch:
-        examples = [self.example(draw) for draw in spec]
-        batch: Batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
-        batch["sample_id"] = [self.clips.samples[draw.number].sample_id for draw in spec]
-        batch["position"] = torch.tensor([draw.position for draw in spec])
-        return batch
+        return self.clips.batch(spec)
 
 
 class _Order:
@@ -80,7 +73,6 @@ class Batches:
     def __init__(
         self,
         clips: Clips,
-        example: Callable[[Draw], dict[str, Tensor]],
         plan: Callable[[int], list[Spec]],
         steps_per_epoch: int,
         workers: int,
@@ -92,7 +84,7 @@ class Batches:
         self.waiting_s = 0.0  # time spent waiting for data; set to 0 by whoever reports it
         self._plan, self._order = plan, _Order()
         self._loader: DataLoader[Batch] = DataLoader(
-            _Examples(clips, example),
+            _WholeBatches(clips),
             batch_size=None,
             sampler=self._order,
             num_workers=workers,
@@ -128,7 +120,7 @@ def pretrain_batches(
     clips = PretrainClips(config, samples, source, numbers)
     clips.fps = corpus.fps or clips.fps
     plan, steps = _training_plan(config, len(samples), 1, rank, world_size)
-    return Batches(clips, clips.example, plan, steps, workers, skipped)
+    return Batches(clips, plan, steps, workers, skipped)
 
 
 def finetune_batches(
@@ -150,7 +142,7 @@ def finetune_batches(
         plan, steps = _training_plan(config, len(samples), config.augment.repeats, rank, world_size)
     else:
         plan, steps = _views_plan(config, len(samples), rank, world_size)
-    return Batches(clips, clips.example, plan, steps, workers, skipped)
+    return Batches(clips, plan, steps, workers, skipped)
 
 
 def _sources(

@@ -43,8 +43,8 @@ class ClipReader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """For every file, video (V, 3, T, H, W) and audio (V, 1, T, F), those that the model takes."""
         for number in range(len(self._clips.samples)):
-            views = [self._clips.example(Draw(number, 0, 0, 0, view)) for view in range(self._views)]
-            yield {name: torch.stack([view[name] for view in views]) for name in ("video", "audio") if name in views[0]}
+            batch = self._clips.batch([Draw(number, 0, 0, 0, view) for view in range(self._views)])
+            yield {name: batch[name] for name in ("video", "audio") if name in batch}
 
 
 def predict(loaded: Loaded, files: Sequence[Path], device: torch.device | None = None) -> Floats:

@@ -266,17 +266,6 @@ class FusionEncoder(Stack):
         return self.norm(video), self.norm_audio(audio)
 
 
-def draw_drop_keep(rates: Sequence[float], batch: int, generator: torch.Generator | None = None) -> Tensor | None:
-    """Stochastic depth for one batch: (R, B) with 0 for a dropped branch and 1 / (1 - rate) for a kept one.
-
-    None when no branch can drop. `rates` comes from a model's `drop_keep_plan`; randomness from the generator passed in.
-    """
-    if not any(rates):
-        return None
-    kept = 1 - torch.tensor(rates, dtype=torch.float32)[:, None]
-    return (torch.rand(len(rates), batch, generator=generator) < kept) / kept
-
-
 def set_activation_checkpointing(model: nn.Module, on: bool = True) -> None:
     """Recompute every block in the backward pass instead of keeping its activations: less memory, about a third more work."""
     for module in model.modules():

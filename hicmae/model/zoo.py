@@ -139,7 +139,9 @@ def infer_config(state: State, name: str = "state dict") -> RunConfig:
         if "decoder.head.weight" in state:
             decoder, objective = _decoder(state, encoder.depth)
             return dataclasses.replace(presets.pretrain(corpus=""), encoder=encoder, decoder=decoder, objective=objective)
-        return dataclasses.replace(presets.finetune(corpus=""), encoder=encoder, head=_head(state))
+        head = _head(state)
+        recipe = presets.finetune if head.task == "classification" else presets.finetune_regression
+        return dataclasses.replace(recipe(corpus=""), encoder=encoder, head=head)
     except (KeyError, IndexError, ConfigError) as error:
         raise HicmaeError(f"{name}: the architecture cannot be read off its names and shapes ({error}); give `config`") from None
 
@@ -156,7 +158,7 @@ def _encoder(state: State) -> EncoderConfig:
         heads=heads,
         fusion_heads=heads,
         depth=_count(state, f"{one}.blocks."),
-        fusion_depth=_count(state, "encoder_fusion.blocks."),
+        fusion_depth=_count(state, "encoder_fusion.blocks.") if "encoder_fusion.norm.weight" in state else known.fusion_depth,
         mlp_ratio=len(state[f"{one}.blocks.0.mlp.fc1.bias"]) / dim,
         patch_px=kernel[-1],
         tubelet_frames=kernel[2] if one == "encoder" else known.tubelet_frames,

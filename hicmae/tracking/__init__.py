@@ -6,6 +6,6 @@ Runs never wait for MLflow: they write their directories, and this reads them, a
 """
 
 from hicmae.tracking.content import Summary
-from hicmae.tracking.sync import FOLDER, SyncReport, default_uri, sync
+from hicmae.tracking.sync import FOLDER, SyncReport, default_uri, is_up_to_date, study_pages, sync
 
-__all__ = ["FOLDER", "Summary", "SyncReport", "default_uri", "sync"]
+__all__ = ["FOLDER", "Summary", "SyncReport", "default_uri", "is_up_to_date", "study_pages", "sync"]

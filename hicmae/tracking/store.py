@@ -68,7 +68,7 @@ class Store:
         """Id and token of the experiment, made when there is none. Raises HicmaeError when it was deleted in MLflow."""
         found = self._patiently(lambda: self._client.get_experiment_by_name(name))
         if found is None:
-            token = {TOKEN: uuid4().hex, "mlflow.note.content": note}
+            token = {TOKEN: uuid4().hex, "mlflow.note.content": note, "mlflow.experimentKind": "custom_model_development"}
             self._patiently(lambda: self._create_experiment(name, artifacts, token))
             found = self._patiently(lambda: self._client.get_experiment_by_name(name))
         if found is None or found.lifecycle_stage != "active":

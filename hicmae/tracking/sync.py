@@ -25,7 +25,9 @@ from hicmae.tracking.content import Entry, Summary
 from hicmae.tracking.store import SIGNATURE, Known, Say, Store
 
 FOLDER = "_mlflow"
+SQLITE = "sqlite:///"
 UI_ADDRESS = "http://127.0.0.1:5000"
+MODEL_TRAINING = "?workflowType=machine_learning"  # else MLflow's UI opens on its pages for language models
 BATCH = 900  # values in a batch; MLflow takes 1000
 Summarise = Callable[[Path, str], Mapping[str, Summary]]
 
@@ -43,7 +45,7 @@ class SyncReport:
 
 def default_uri(runs_root: Path) -> str:
     """$MLFLOW_TRACKING_URI, else a SQLite file in the runs root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_root.resolve() / FOLDER / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{runs_root.resolve() / FOLDER / 'mlflow.db'}"
 
 
 def sync(
@@ -84,6 +86,38 @@ def _send_study(
         _problem(report, say, f"{name}: {error}")
 
 
+def study_pages(runs_root: Path, tracking_uri: str | None = None) -> dict[str, str]:
+    """study -> its page in the UI, of the studies sent before."""
+    memory = _Memory(runs_root / FOLDER, tracking_uri or default_uri(runs_root))
+    return {study: memory.page(study) for study in memory.studies}
+
+
+def is_up_to_date(runs_root: Path, tracking_uri: str | None = None) -> bool:
+    """Whether a call of `sync` would find nothing new, from what is remembered beside the runs; MLflow is not asked."""
+    uri = tracking_uri or default_uri(runs_root)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return False
+    memory = _Memory(runs_root / FOLDER, uri)
+    return all(_is_told(runs_root, path, memory) for path in (runs_root / "_studies").glob("*.json"))
+
+
+def _is_told(runs_root: Path, study_file: Path, memory: _Memory) -> bool:
+    known = memory.runs(study_file.stem)
+    if known is None:
+        return False
+    try:
+        entries = _read_study(study_file)[1]
+    except RecordError:
+        return False
+    return not any(_is_new(runs_root, entry, known) for entry in entries)
+
+
+def _is_new(runs_root: Path, entry: Entry, known: Mapping[str, Known]) -> bool:
+    record, told = RunRecord(runs_root / entry.run_id), known.get(entry.run_id)
+    started = (record.path / "config.json").exists()
+    return started and (told is None or told.signature != content.signature(record))
+
+
 class _Memory:
     """What MLflow was told, study by study; empty when the last call did not end."""
 
@@ -98,10 +132,10 @@ class _Memory:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # asked from MLflow instead
 
-    def runs(self, study: str, token: str) -> dict[str, Known] | None:
-        """The runs told before, or None when this is not the experiment that they were told to."""
+    def runs(self, study: str, token: str | None = None) -> dict[str, Known] | None:
+        """The runs told before, or None when this is not the experiment that they were told to (any, without a token)."""
         values = self._values["studies"].get(study)
-        if not values or not token or values["token"] != token:
+        if not values or (token is not None and values["token"] != token):
             return None
         return {run_id: Known(**known) for run_id, known in values["runs"].items()}
 
@@ -126,15 +160,19 @@ class _Memory:
 
     def _write_links(self) -> None:
         """study -> run id -> page in the UI, for reports."""
-        base = self._uri if self._uri.startswith("http") else UI_ADDRESS
         links = {
-            name: {
-                run_id: f"{base.rstrip('/')}/#/experiments/{study['experiment_id']}/runs/{known['mlflow_id']}"
-                for run_id, known in study["runs"].items()
-            }
+            name: {run_id: f"{self.page(name, '')}/runs/{known['mlflow_id']}" for run_id, known in study["runs"].items()}
             for name, study in self._values["studies"].items()
         }
         write_json(self._folder / "links.json", links)
+
+    def page(self, study: str, suffix: str = MODEL_TRAINING) -> str:
+        base = self._uri if self._uri.startswith("http") else UI_ADDRESS
+        return f"{base.rstrip('/')}/#/experiments/{self._values['studies'][study]['experiment_id']}{suffix}"
+
+    @property
+    def studies(self) -> list[str]:
+        return sorted(self._values["studies"])
 
 
 class _Study:
@@ -143,7 +181,7 @@ class _Study:
     def __init__(self, runs_root: Path, name: str, store: Store, memory: _Memory, report: SyncReport, say: Say) -> None:
         self.root, self.store, self.memory, self.report, self.say = runs_root, store, memory, report, say
         self.study, self.entries = _read_study(runs_root / "_studies" / f"{name}.json")
-        local = store.uri.startswith("sqlite:")
+        local = store.uri.startswith(SQLITE)
         artifacts = (runs_root.resolve() / FOLDER / "artifacts" / name).as_uri() if local else None
         self.experiment_id, self.token = store.experiment(name, content.study_note(self.study), artifacts)
         self.name = name
@@ -152,7 +190,7 @@ class _Study:
         self.is_remembered = remembered is not None
 
     def send(self, summarise: Summarise | None) -> None:
-        changed = [entry for entry in self.entries if self._is_new(entry)]
+        changed = [entry for entry in self.entries if _is_new(self.root, entry, self.known)]
         self.report.studies += 1
         self.report.unchanged_runs += len(self.entries) - len(changed)
         bare = summarise is not None and self._has_bare_parents()
@@ -165,6 +203,7 @@ class _Study:
                 self.say(f"mlflow: {self.name}: {number} of {len(changed)} runs")
         if summarise:
             self._send_summaries(summarise(self.root, self.name))
+        self._close_shared()
         self.memory.remember(self.name, self.experiment_id, self.token, self.known)
 
     def _has_bare_parents(self) -> bool:
@@ -173,13 +212,6 @@ class _Study:
             key.startswith("variant:") and key != f"variant:{content.SHARED}" and not run.signature
             for key, run in self.known.items()
         )
-
-    def _is_new(self, entry: Entry) -> bool:
-        record = RunRecord(self.root / entry.run_id)
-        if not (record.path / "config.json").exists():
-            return False
-        known = self.known.get(entry.run_id)
-        return known is None or known.signature != content.signature(record)
 
     def _send_safely(self, entry: Entry) -> None:
         try:
@@ -228,6 +260,15 @@ class _Study:
             tags = {"hicmae.study": self.name, "hicmae.variant": name, "hicmae.stage": "variant"}
             self.known[key] = self.store.create(self.experiment_id, key, title[:250], tags, None)
         return self.known[key]
+
+    def _close_shared(self) -> None:
+        """The run above shared runs ends with the last of them."""
+        shared = self.known.get(f"variant:{content.SHARED}")
+        ids = [entry.run_id for entry in self.entries if entry.parent == content.SHARED]
+        if shared and not shared.signature and all(RunRecord(self.root / run_id).state() == "done" for run_id in ids):
+            self.store.close(shared, "FINISHED", None)
+            self.store.log(shared, [], {}, {SIGNATURE: "closed"})
+            shared.signature = "closed"
 
     def _send_summaries(self, summaries: Mapping[str, Summary]) -> None:
         """The aggregated table into the description of every parent; metrics as of now, replacing none."""

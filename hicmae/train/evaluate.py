@@ -43,6 +43,10 @@ class Evaluation:
         """(S, K): mean class probabilities, or mean outputs."""
         return metrics.merge_views(self.views, self.config.head.task)
 
+    def is_finite(self) -> bool:
+        """Whether every score is a number, so that metrics exist."""
+        return bool(np.isfinite(self.views).all())
+
     def metrics(self) -> dict[str, float]:
         """The corpus' metrics, the loss of the raw scores, and the recall of every class that has samples."""
         scores, samples = self.scores, self.samples

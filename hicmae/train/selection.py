@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hicmae.config import FinetuneConfig
+from hicmae.errors import DivergedError
 from hicmae.model.classify import HiCMAEClassifier
 from hicmae.record import RunRecord
 from hicmae.train import checkpoint
@@ -92,7 +93,7 @@ class Selector:
         from safetensors.torch import load_file
 
         epoch = self.world.share(best["validation"]["epoch"] if self.world.is_main else None)
-        self.model.load_state_dict(load_file(self._path("validation", epoch)))
+        self.model.load_state_dict(load_file(self._path("validation", epoch), device=str(self.world.device)))
         return evaluate(self.model, self.parts["test"], self.config, self.world, self.between)
 
     def _load_weights(self, engine: Engine) -> dict[str, Any]:
@@ -102,6 +103,9 @@ class Selector:
 
     def _evaluate(self, part: str, epoch: int, step: int) -> Evaluation | None:
         found = evaluate(self.model, self.parts[part], self.config, self.world, self.between)
+        if not self.world.share(found is None or found.is_finite()):
+            what = f"scores of the {part} part are not finite after step {step}"
+            raise DivergedError(f"{what}; lower optim.base_lr, clip gradients or look at the data", step)
         if part == self._part:
             self._test = epoch, found
         if found:

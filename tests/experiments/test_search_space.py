@@ -17,7 +17,7 @@ from hicmae.config import flatten
 from hicmae.errors import UsageError
 
 LR = {"finetune.optim.base_lr": Float(1e-4, 1e-2, log=True)}
-CONDITIONAL = {
+CONDITIONAL: spaces.Space = {
     "objective.contrastive": Choice(("none", "last", "hierarchical")),
     "objective.contrastive_weight": Float(1e-4, 1e-1, log=True, when={"objective.contrastive": ("last", "hierarchical")}),
     "objective.temperature": Float(0.05, 0.2, when={"objective.contrastive": "hierarchical"}),
@@ -86,7 +86,7 @@ def test_every_option_of_a_space_too_large_for_all_its_corners_is_tried() -> Non
     space: dict[str, Any] = {f"finetune.optim.{name}": Float(0.1, 0.2) for name in names}
     space |= {f"augment.{name}": Choice((0.0, 0.1, 0.2)) for name in ("mixup", "cutmix", "random_erasing", "label_smoothing")}
     space["head.modality"] = Choice(("A", "V", "AV", "VA"))
-    with pytest.raises(UsageError, match="head.modality = 'VA'"):
+    with pytest.raises(UsageError, match=r"head.modality = 'VA'"):
         smoke(space).check_space()
 
 
@@ -97,7 +97,7 @@ def test_a_bundle_changes_fields_that_fit_only_together() -> None:
     assert search.recipe() == {"decoder": "deep"}
     runs = search.trial_runs(0, spaces.delta(space, {"decoder": "shallow"}), 1, str)
     assert flatten(runs[0].config)["objective.levels"] == (4,)
-    with pytest.raises(UsageError, match="decoder = 'alone'.*levels"):
+    with pytest.raises(UsageError, match=r"decoder = 'alone'.*levels"):
         smoke({"decoder": Bundle({"alone": {"decoder.depth": 2}})}).check_space()
 
 
@@ -118,7 +118,10 @@ def test_a_draw_has_exactly_the_dimensions_whose_conditions_hold(seed: int) -> N
         (lambda: smoke({}), "the space is empty"),
         (lambda: smoke({"optim.learning_rate": Float(0.1, 1)}), "unknown field in a delta 'optim.learning_rate'; valid, nearest"),
         (lambda: smoke({"a": Float(0, 1, when={"b": 1})}), "unknown dimension in `when` of a"),
-        (lambda: smoke({"head.modality": Choice(("A", "V")), "seed": Int(0, 1, when={"head.modality": "X"})}), "unknown value of head"),
+        (
+            lambda: smoke({"head.modality": Choice(("A", "V")), "seed": Int(0, 1, when={"head.modality": "X"})}),
+            "unknown value of head",
+        ),
         (lambda: Float(1.0, 0.5), "the lower one first"),
         (lambda: Float(0.0, 0.5, log=True), "must start above 0"),
         (lambda: Float(0.0, float("inf")), "two finite numbers"),

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from drop_masks import drawn
 from torch import Tensor
 
 from hicmae import presets
 from hicmae.config import EncoderConfig, HeadConfig
 from hicmae.errors import UsageError
 from hicmae.model.classify import HiCMAEClassifier
-from hicmae.model.layers import draw_drop_keep, set_activation_checkpointing
+from hicmae.model.layers import set_activation_checkpointing
 from hicmae.model.losses import finetune_loss
 
 ENCODER = EncoderConfig(
@@ -108,7 +109,7 @@ def test_drop_rates_and_checkpointing() -> None:
     encoder = [0, 0, 0.05, 0.05, 0.1, 0.1]
     assert model.drop_keep_plan(0.1) == pytest.approx([*encoder, *encoder, *[0] * 6])
     assert build(modality="A").drop_keep_plan(0.1) == pytest.approx(encoder)
-    keep = draw_drop_keep(model.drop_keep_plan(0.8), 2, torch.Generator().manual_seed(3))
+    keep = drawn(model.drop_keep_plan(0.8), 2, seed=3)
     plain = model(*clips(), drop_keep=keep)
     assert not torch.allclose(plain, model(*clips()))
     set_activation_checkpointing(model)

@@ -45,7 +45,7 @@ class Recorder:
     def say(self, line: str) -> None: ...
 
 
-def command(path: Path) -> list[str]:
+def command(path: Path, _processes: int = 1) -> list[str]:
     return [sys.executable, str(PROGRAM), str(path)]
 
 

@@ -1,6 +1,6 @@
 """A whole corpus, prepared on all cores; can be interrupted, gone on with, and run by several processes at once.
 
-    hicmae data prepare crema_d --out prepared
+    hicmae data prepare crema_d --out data/prepared
 
     <out>/<corpus>/faces/<sample id>.mp4    or a folder of pictures
                    sound/<sample id>.wav
@@ -138,6 +138,8 @@ def _writing(folder: Path) -> Iterator[None]:
     """A full disk, a missing right: one line."""
     try:
         yield
+    except Timeout:  # an OSError that says that another process has the clip in hand
+        raise
     except (OSError, av.FFmpegError) as error:
         place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or str(error)
         raise HicmaeError(f"{place}: {reason}; mend that and run again, finished clips stay") from None

@@ -73,9 +73,9 @@ def act(who: FaceIdentity, tracks: Tracks, valence: int, rng: np.random.Generato
     x, y, yaw, pitch, roll, effort, gaze = (_drift(rng, times_s) for _ in range(7))
     unit = size_px / DRAWN_PX
     pose = Pose(
-        x_px=(48 + float(rng.uniform(-2, 2)) + 1.5 * x) * unit,
-        y_px=(50 + float(rng.uniform(-2, 2)) + 1.0 * y) * unit,
-        scale_px=36 * float(rng.uniform(0.96, 1.04)) * unit,
+        x_px=(48 + float(rng.uniform(-2, 2)) + 1.2 * x) * unit,
+        y_px=(50 + float(rng.uniform(-2, 2)) + 0.8 * y) * unit,
+        scale_px=41 * float(rng.uniform(0.96, 1.04)) * unit,
         yaw=float(rng.uniform(-0.08, 0.08)) + 0.12 * yaw,
         pitch=float(rng.uniform(-0.05, 0.05)) + 0.06 * pitch,
         roll=float(rng.uniform(-0.04, 0.04)) + 0.04 * roll,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hicmae.errors import HicmaeError, UsageError
-from hicmae.model.parity import Check, check_finetune, check_folder, check_metrics, check_pretrain
+from hicmae.parity import Check, check_finetune, check_folder, check_metrics, check_pretrain
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def failed(checks: list[Check]) -> list[Check]:

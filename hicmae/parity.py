@@ -22,11 +22,14 @@ from torch import Tensor, nn
 
 from hicmae import metrics
 from hicmae.config import DecoderConfig, EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
+from hicmae.data.audio import fbank
+from hicmae.data.sampling import test_views, train_plan
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.model.classify import HiCMAEClassifier
 from hicmae.model.losses import audio_targets, contrastive_logits, finetune_loss, pretrain_loss, video_targets
 from hicmae.model.official import load_official
 from hicmae.model.pretrain import HiCMAEPretrain
+from hicmae.train.optim import learning_rate, parameter_groups
 
 OUTPUT, LOSS, GRADIENT, EXACT = 1e-4, 1e-5, 1e-3, 1e-9  # tolerances; what each is relative to stands in the functions below
 _TINY_GRADIENT = 1e-5  # of the largest: a gradient that is 0 on paper is rounding noise in both programs
@@ -107,8 +110,6 @@ def check_finetune(path: Path) -> list[Check]:
 
 def check_param_groups(path: Path) -> list[Check]:
     """Learning-rate scale and weight decay of every parameter of the fine-tuning model (layer decay)."""
-    from hicmae.train.optim import parameter_groups
-
     wanted = json.loads(path.read_text())
     model = _sized_like(wanted["groups"])
     optim = OptimConfig(weight_decay=wanted["weight_decay"], layer_decay=wanted["layer_decay"])
@@ -123,8 +124,6 @@ def check_param_groups(path: Path) -> list[Check]:
 
 def check_lr_schedules(path: Path) -> list[Check]:
     """The learning rate of every listed step and the sum over all steps."""
-    from hicmae.train.optim import learning_rate
-
     checks = []
     for name, plan in json.loads(path.read_text()).items():
         optim = OptimConfig(  # the files give scaled rates; a batch of 256 keeps them
@@ -143,8 +142,6 @@ def check_lr_schedules(path: Path) -> list[Check]:
 
 def check_fbank(path: Path) -> list[Check]:
     """Normalised log-mel features of waveforms that are shorter, equal and longer than the input."""
-    from hicmae.data.audio import fbank
-
     arrays = _arrays(path)
     checks = []
     for name in sorted({key.split("/")[0] for key in arrays}):
@@ -156,8 +153,6 @@ def check_fbank(path: Path) -> list[Check]:
 
 def check_frame_plans(path: Path) -> list[Check]:
     """Frames and sound interval of test views, and frames of short clips in training: equal, number by number."""
-    from hicmae.data.sampling import test_views, train_plan
-
     plans, wrong = json.loads(path.read_text()), []
     for name, views in plans["test_views"].items():
         count, stride = int(name.split("_")[0]), int(name.split("_")[-1])

@@ -1,0 +1,113 @@
+"""The benchmark of models really takes steps, writes what it measured, and compares two files. No test asserts on a clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments import bench_tables
+from experiments.bench_model import measure, settings_for
+from experiments.bench_steps import ALL_PATCHES, CHANGES, PLAIN_ATTENTION, TWO_HALVES, Case, changes_for, step_of
+from hicmae.errors import RecordError, UsageError
+
+CPU = torch.device("cpu")
+
+
+def text(table: Any) -> str:
+    console = Console(width=200, record=True, file=None, quiet=True)
+    with console.capture() as caught:
+        console.quiet = False
+        console.print(table)
+    return caught.get()
+
+
+def test_a_measurement_has_every_case_and_change(tmp_path: Path) -> None:
+    shown: list[tuple[int, int, str]] = []
+    settings = settings_for(CPU, sizes=["smoke"], stages=["pretrain"], batches=[4])
+    result = measure(settings, 1, True, lambda *state: shown.append(state))
+    (case,) = result["cases"]
+    assert case["clips_per_s"] == pytest.approx(4 / case["step_s"])
+    assert case["tflops_per_s"] > 0
+    assert case["share_of_peak"] is None
+    assert case["peak_memory_gb"] > 0.1
+    assert [row["change"] for row in result["changes"]] == list(CHANGES)
+    assert not any("error" in row for row in result["changes"])
+    assert [done for done, _, _ in shown] == list(range(len(CHANGES) + 2))
+    assert result["machine"]["gpu_measured"] is False
+    bench_tables.write(result, tmp_path / "new" / "bench.json")
+    assert bench_tables.read(tmp_path / "new" / "bench.json") == json.loads(json.dumps(result))
+    printed = "".join(text(table) for table in bench_tables.tables(result))
+    assert "no GPU measured" in printed
+    assert "DeepSpeed, ZeRO 3" in printed
+
+
+def test_what_cannot_run_here_is_said_and_the_rest_goes_on() -> None:
+    settings = settings_for(CPU, sizes=["smoke"], stages=["finetune"], batches=[2], attentions=["cudnn", "math"])
+    result = measure(settings, 1, False, lambda *_: None)
+    assert ["error" in case for case in result["cases"]] == [True, False]
+    assert "cannot run" in text(bench_tables.tables(result)[0])
+
+
+def test_a_changed_step_computes_the_same_update() -> None:
+    """Plain attention and embedding all patches are other ways to the same numbers, so they are fair to time."""
+    weights = []
+    for change in ("", PLAIN_ATTENTION, ALL_PATCHES):
+        torch.manual_seed(0)
+        caught: list[torch.nn.Module] = []
+        step = step_of(Case("pretrain", "smoke", 2), CPU, change)
+        caught += [cell.cell_contents for cell in step.__closure__ or () if isinstance(cell.cell_contents, torch.nn.Module)]
+        torch.manual_seed(1)
+        step()
+        weights.append(torch.cat([p.detach().flatten() for p in sorted(caught[0].parameters(), key=lambda p: p.numel())]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
+    assert weights[0].shape == weights[2].shape
+
+
+def test_changes_that_mean_nothing_for_a_case_are_left_out() -> None:
+    assert ALL_PATCHES not in changes_for(Case("finetune", "smoke", 4))
+    assert TWO_HALVES not in changes_for(Case("pretrain", "smoke", 2))
+    assert changes_for(Case("pretrain", "smoke", 4)) == list(CHANGES)
+
+
+def test_defaults_fit_the_device() -> None:
+    assert [(c.stage, c.size, c.batch, c.precision) for c in settings_for(CPU).cases] == [
+        ("pretrain", "base", 4, "fp32"),
+        ("finetune", "base", 2, "fp32"),
+    ]
+    cuda = settings_for(torch.device("cuda")).cases
+    assert {(c.stage, c.batch) for c in cuda} == {("pretrain", 160), ("finetune", 56)}
+    assert {(c.size, c.compiled) for c in cuda} == {(size, mode) for size in ("tiny", "small", "base") for mode in (False, True)}
+
+
+def case(speed: float, **changes: Any) -> dict[str, Any]:
+    keys = {"stage": "pretrain", "size": "base", "batch": 4, "precision": "fp32", "attention": "auto", "compiled": False}
+    return {**keys, "clips_per_s": speed, "peak_memory_gb": 2.0, **changes}
+
+
+def test_a_comparison_pairs_equal_cases() -> None:
+    machine = {"device": "a processor"}
+    before = {
+        "machine": machine,
+        "cases": [case(2.0), case(9.0, batch=8), {**case(1.0, size="tiny"), "error": "no"}],
+        "changes": [],
+    }
+    after = {"machine": machine, "cases": [case(3.0, peak_memory_gb=1.0), case(9.0, size="tiny")], "changes": []}
+    printed = text(bench_tables.comparison(before, after, "a.json", "b.json"))
+    assert "1.50" in printed
+    assert "0.50 x" in printed
+    assert printed.count("pretrain") == 1
+    with pytest.raises(UsageError, match="share no case"):
+        bench_tables.comparison(before, {**after, "cases": [case(1.0, batch=64)]}, "a.json", "b.json")
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{}"])
+def test_a_file_that_is_no_measurement_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(RecordError, match=r"bench\.json: is not a measurement"):
+        bench_tables.read(tmp_path / "bench.json")

@@ -1,0 +1,116 @@
+"""The random choices of a step: the same whole batch for any number of processes, and right on average."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from engine_worker import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hicmae.config import AugmentConfig, EngineConfig, FinetuneConfig, HeadConfig, OptimConfig, RunConfig, change
+from hicmae.data.loader import share
+from hicmae.errors import UsageError
+from hicmae.model.classify import HiCMAEClassifier
+from hicmae.train import objective
+
+CONFIG = FinetuneConfig(
+    encoder=TINY, head=HeadConfig(outputs=3), augment=AugmentConfig(mixup=0.8, cutmix=1.0), optim=OptimConfig(batch_size=8)
+)
+
+
+def whole_batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {"video": torch.randn(8, 3, 4, 32, 32, generator=generator), "label": torch.arange(8) % 3}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 0.9), min_size=1, max_size=6), st.integers(1, 64), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_a_share_of_the_drops_is_that_share_of_the_whole(rates: list[float], batch: int, seed: int, step: int) -> None:
+    rates = [*rates, 0.5]
+    whole = objective.drop_keep(rates, batch, torch.arange(batch), seed, step)
+    position = torch.randperm(batch)[: max(1, batch // 2)]
+    part = objective.drop_keep(rates, batch, position, seed, step)
+    assert whole is not None and part is not None
+    assert whole.shape == (len(rates), batch) and torch.equal(part, whole[:, position])
+    for rate, row in zip(rates, whole, strict=True):
+        assert all(value == 0 or value == pytest.approx(1 / (1 - rate), rel=1e-5) for value in row.tolist())
+
+
+def test_drops_keep_the_mean_and_differ_from_step_to_step() -> None:
+    rates, position = [0.0, 0.1, 0.5], torch.arange(5000)
+    drawn = [objective.drop_keep(rates, 5000, position, 0, step) for step in (0, 1)]
+    assert drawn[0] is not None and drawn[1] is not None and not torch.equal(drawn[0], drawn[1])
+    # Four standard deviations of the mean of 5000 draws of value 1 / keep with probability keep.
+    for rate, row in zip(rates, drawn[0], strict=True):
+        assert row.mean().item() == pytest.approx(1.0, abs=4 * (rate / (1 - rate) / 5000) ** 0.5 + 1e-6)
+
+
+def test_nothing_is_drawn_when_nothing_can_drop() -> None:
+    assert objective.drop_keep([0.0, 0.0], 4, torch.arange(4), 0, 0) is None
+
+
+def test_rates_rise_with_depth_to_the_configured_one_in_every_stack() -> None:
+    model = objective.build_model(CONFIG)
+    assert isinstance(model, HiCMAEClassifier)
+    assert model.drop_keep_plan(0.1) == pytest.approx([0, 0, 0.1, 0.1] * 2 + [0, 0, 0] * 2)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_mixing_shares_of_a_batch_is_mixing_the_batch(parts: int) -> None:
+    """With the loader's shares (mirrored halves) every sample meets the partner that it meets in one process."""
+    for step in range(6):  # some steps mix, some cut
+        whole, mix = whole_batch(), objective.mixing(CONFIG, 1)
+        assert mix is not None
+        mix(whole, step)
+        for part in range(parts):
+            positions = share(8, part, parts)
+            mine = {name: value[positions].clone() for name, value in whole_batch().items()}
+            mix(mine, step)
+            torch.testing.assert_close(mine["video"], whole["video"][positions])
+            torch.testing.assert_close(mine["label"], whole["label"][positions])
+
+
+def test_mixed_labels_are_smoothed_probabilities_and_sound_is_left_alone() -> None:
+    batch = {**whole_batch(), "audio": torch.ones(8, 1, 4, 4)}
+    mix = objective.mixing(CONFIG, 1)
+    assert mix is not None
+    mix(batch, 3)
+    assert batch["label"].shape == (8, 3) and torch.allclose(batch["label"].sum(1), torch.ones(8))
+    assert batch["label"].min().item() == pytest.approx(0.1 / 3, rel=1e-5)
+    assert torch.equal(batch["audio"], torch.ones(8, 1, 4, 4))
+
+
+def test_mixing_leaves_the_global_random_state_alone() -> None:
+    np.random.seed(1)  # noqa: NPY002
+    expected = np.random.rand()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    mix = objective.mixing(CONFIG, 1)
+    assert mix is not None
+    mix(whole_batch(), 0)
+    assert np.random.rand() == expected  # noqa: NPY002
+
+
+@pytest.mark.parametrize("delta", [{"augment.mixup": 0.0, "augment.cutmix": 0.0}, {"head.modality": "A"}])
+def test_where_there_is_nothing_to_mix(delta: dict[str, object]) -> None:
+    assert objective.mixing(change(CONFIG, delta), 1) is None
+
+
+def test_an_odd_share_cannot_be_paired() -> None:
+    with pytest.raises(UsageError, match="must be even"):
+        objective.mixing(CONFIG, 8)
+
+
+def test_initial_weights_follow_from_the_seed() -> None:
+    def weights(config: RunConfig) -> torch.Tensor:
+        return torch.cat([value.flatten() for value in objective.build_model(config).state_dict().values()])
+
+    assert torch.equal(weights(CONFIG), weights(CONFIG))
+    assert not torch.equal(weights(CONFIG), weights(change(CONFIG, {"seed": 1})))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_precision_is_that_of_the_products(precision: str, dtype: torch.dtype) -> None:
+    with objective.autocast(EngineConfig(precision=precision), torch.device("cpu")):
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
