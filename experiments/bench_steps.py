@@ -99,7 +99,6 @@ def _config(case: Case, changed: str) -> RunConfig:
     config: RunConfig = presets.pretrain(case.size) if case.stage == "pretrain" else presets.finetune(case.size)
     delta: dict[str, Any] = {
         "optim.batch_size": case.batch,
-        "optim.base_lr": 1e-6,
         "optim.accumulation_steps": 2 if changed == TWO_HALVES else 1,
         "engine.precision": case.precision,
         "engine.compile": case.compiled,

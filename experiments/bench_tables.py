@@ -35,9 +35,8 @@ def read(path: Path) -> dict[str, Any]:
 def tables(result: dict[str, Any]) -> list[Table]:
     """The cases and the ratios, with the machine they were taken on."""
     where = result["machine"]
-    title = f"Training steps on {where['device']}, {where['threads']} threads, torch {where['torch']}"
-    if not where["gpu_measured"]:
-        title += " (no GPU measured)"
+    gpu = "" if where["gpu_measured"] else "; no GPU measured"
+    title = f"Training steps on {where['device']}\n{where['threads']} threads, torch {where['torch']}{gpu}"
     if where["load"] > _BUSY * where["cores"]:
         title += f"\n[yellow]other programs were running (load {where['load']:.1f} on {where['cores']} cores)[/]"
     cases = Table("step", "batch", "s", "clips/s", "TFLOP/s", "of peak", "peak GB", title=title, box=box.SIMPLE_HEAD)

@@ -19,7 +19,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Column, Table
+from rich.table import Table
 
 from experiments.bench_data import bench_data
 from hicmae.errors import UsageError, raise_unknown
@@ -139,20 +139,25 @@ def predict(
     elif config.head.task == "classification":
         Console().print(_answers(clips, names, scores))
     else:
-        table = Table(Column("clip", overflow="fold"), *names, box=box.SIMPLE_HEAD)
-        for clip, row in zip(clips, scores, strict=True):
-            table.add_row(str(clip), *(f"{value:.3f}" for value in row))
+        table = Table("clip", *names, box=box.SIMPLE_HEAD)
+        for label, row in zip(_labels(clips), scores, strict=True):
+            table.add_row(label, *(f"{value:.3f}" for value in row))
         Console().print(table)
 
 
 def _answers(clips: list[Path], names: list[str], scores: list[list[float]]) -> Table:
-    """Probabilities in percent, the largest in bold and named first."""
-    table = Table(Column("clip", overflow="fold"), "answer", *names, box=box.SIMPLE_HEAD, caption="percent")
-    for clip, row in zip(clips, scores, strict=True):
-        best = row.index(max(row))
-        cells = [f"[bold]{100 * value:.1f}[/]" if i == best else f"{100 * value:.1f}" for i, value in enumerate(row)]
-        table.add_row(str(clip), names[best], *cells)
+    """The most probable class of every clip, then all probabilities in percent, the largest first."""
+    table = Table("clip", "answer", "probabilities in percent", box=box.SIMPLE_HEAD)
+    for label, row in zip(_labels(clips), scores, strict=True):
+        ranked = sorted(zip(row, names, strict=True), key=lambda pair: -pair[0])
+        parts = [f"{name}\u00a0{100 * value:.1f}" for value, name in ranked]
+        table.add_row(label, f"[bold]{ranked[0][1]}[/]", "  ".join(parts))
     return table
+
+
+def _labels(clips: list[Path]) -> list[str]:
+    """File names, or paths where two files have one name."""
+    return [clip.name for clip in clips] if len({clip.name for clip in clips}) == len(clips) else [str(clip) for clip in clips]
 
 
 def embed(

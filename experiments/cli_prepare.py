@@ -86,7 +86,7 @@ def _show(values: dict[str, Any]) -> None:
     done = values["clips"] - values["done_before"]
     speed = f", {done / values['seconds']:.2f} a second" if done and values["seconds"] else ""
     before = f", {values['done_before']} done before" if values["done_before"] else ""
-    lines = [f"{values['corpus']}: {done} clips in {values['seconds']:.1f} s{speed}{before}"]
+    lines = [f"{values['corpus']}: {done} {'clip' if done == 1 else 'clips'} in {values['seconds']:.1f} s{speed}{before}"]
     if values["mean_detection_rate"] is not None:
         lines.append(f"the face is seen in {values['mean_detection_rate']:.1%} of the examined frames")
     if rare := values["rare"]:

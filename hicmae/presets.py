@@ -20,7 +20,7 @@ from hicmae.config import (
 )
 from hicmae.errors import raise_unknown
 
-_SMOKE_INPUT: dict[str, Any] = {"image_px": 64, "audio_frames": 128, "mel_bins": 64}
+_SMOKE_INPUT: dict[str, Any] = {"image_px": 64, "frames": 8, "audio_frames": 128, "mel_bins": 64}
 ENCODERS: dict[str, EncoderConfig] = {
     "tiny": EncoderConfig(dim=256, heads=4, fusion_heads=4),
     "small": EncoderConfig(dim=384, heads=6, fusion_heads=6),
@@ -102,7 +102,7 @@ def _smoke_pretrain(corpus: str) -> PretrainConfig:
         encoder=ENCODERS["smoke"],
         decoder=DECODERS["smoke"],
         objective=ObjectiveConfig(levels=(2, 4), video_mask_ratio=0.75, audio_mask_ratio=0.7),
-        data=DataConfig(corpus=corpus, stride_frames=2),
+        data=DataConfig(corpus=corpus),
         optim=OptimConfig(base_lr=1.6e-2, batch_size=16, epochs=8, warmup_epochs=1),
     )
 
@@ -111,7 +111,7 @@ def _smoke_finetune(corpus: str, outputs: int) -> FinetuneConfig:
     return FinetuneConfig(
         encoder=ENCODERS["smoke"],
         head=HeadConfig(outputs=outputs),
-        data=DataConfig(corpus=corpus, fold=1, stride_frames=2),
+        data=DataConfig(corpus=corpus, fold=1),
         augment=AugmentConfig(
             rand_augment="", crop_scales=(1.0,), random_erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
         ),
@@ -119,8 +119,8 @@ def _smoke_finetune(corpus: str, outputs: int) -> FinetuneConfig:
             base_lr=1.6e-2,
             base_min_lr=1e-5,
             batch_size=16,
-            epochs=8,
-            warmup_epochs=1,
+            epochs=16,
+            warmup_epochs=2,
             betas=(0.9, 0.999),
             layer_decay=0.9,
         ),

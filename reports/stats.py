@@ -19,6 +19,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 ALPHA = 0.05
+FEWEST_GROUPS = 5
 EXACT_PAIRS = 12  # up to here the signed-rank distribution is enumerated, ties and zeros included
 
 
@@ -137,12 +138,13 @@ def cluster_bootstrap(
 ) -> Interval:
     """Percentile interval of `statistic(indices of samples)` when whole groups (actors, sessions, games) are drawn again.
 
-    Clips of one person are not independent, so clips are never drawn one by one. With one group the bounds are nan.
+    Clips of one person are not independent, so clips are never drawn one by one. With fewer than FEWEST_GROUPS groups the
+    bounds are nan: so few draws would pretend to a certainty that is not there.
     """
     names, membership = np.unique(np.asarray(groups), return_inverse=True)
     members = [np.flatnonzero(membership == group) for group in range(len(names))]
     estimate = statistic(np.arange(len(membership)))
-    if len(names) < 2:
+    if len(names) < FEWEST_GROUPS:
         return Interval(estimate, math.nan, math.nan)
     draws = generator.integers(len(names), size=(resamples, len(names)))
     values = [statistic(np.concatenate([members[group] for group in draw])) for draw in draws]

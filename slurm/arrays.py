@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hicmae.errors import HicmaeError, RecordError
+from hicmae.errors import HicmaeError, RecordError, UsageError
 from hicmae.record import RunRecord, write_json
 
 FOLDER = "_slurm"
@@ -57,6 +57,9 @@ class Array:
 
 def create(runs_root: Path, label: str, run_ids: Sequence[str], resources: Mapping[str, Any]) -> Array:
     """Record the intent to submit: the array's own folder first, then a word in every run's record."""
+    unspeakable = {"%", "\n"} & set(str(runs_root.absolute()))
+    if unspeakable:
+        raise UsageError(f"{str(runs_root)!r}: a folder with {unspeakable.pop()!r} in its name cannot hold SLURM's job scripts")
     name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)[:40]}-{secrets.token_hex(4)}"
     folder = (runs_root / FOLDER / name).absolute()
     folder.mkdir(parents=True, mode=0o700)  # scripts of one's own, that nobody else may change

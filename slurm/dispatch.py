@@ -162,7 +162,7 @@ def _sbatch(array: Array, target: Target, profile: Profile, dependency: str, sha
     executor = submitit.SlurmExecutor(folder=array.folder, python=profile.python)
     executor.update_parameters(**_parameters(array, target, profile, dependency, share))
     executor.parameters["map_count"] = len(array.run_ids)
-    command = f"{executor.python} -u -m slurm.task {shlex.quote(str(array.folder))}"
+    command = f'{executor.python} -u -m slurm.task "$HICMAE_ARRAY"'
     waiting = wait_exponential(multiplier=2, max=30)
     for attempt in Retrying(
         retry=retry_if_exception_type(_Unanswered), stop=stop_after_attempt(ATTEMPTS), wait=waiting, reraise=True
@@ -188,6 +188,7 @@ def _submit_once(executor: Any, command: str, name: str) -> str:
 def _parameters(array: Array, target: Target, profile: Profile, dependency: str, share: int) -> dict[str, Any]:
     environment = [f"export {name}={shlex.quote(value)}" for name, value in {**target.environment, **profile.environment}.items()]
     threads = [] if profile.gpus_per_node else [f"export OMP_NUM_THREADS={profile.cpus_per_task}"]
+    places = [f"export HICMAE_ARRAY={shlex.quote(str(array.folder))}", f"cd {shlex.quote(str(target.code))}"]
     wanted = {
         "job_name": array.name,
         "partition": profile.partition,
@@ -205,7 +206,7 @@ def _parameters(array: Array, target: Target, profile: Profile, dependency: str,
         "array_parallelism": share,
         "stderr_to_stdout": True,
         "srun_args": ["--kill-on-bad-exit=1", *profile.srun_args],
-        "setup": [*profile.setup, *environment, *threads, f"cd {shlex.quote(str(target.code))}"],
+        "setup": [*profile.setup, *environment, *threads, *places],
         "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True},
     }
     return {name: value for name, value in wanted.items() if value is not None}

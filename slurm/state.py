@@ -124,7 +124,7 @@ def _with_scheduler(
 def judge(path: Path, state: RunState, submission: Submission, info: JobInfo | None) -> RunState:
     """What a submitted run's state is, given what the scheduler says of its job (None: it lists no such job)."""
     if info is None:
-        return _unlisted(state, submission)
+        return _unlisted(path, state, submission)
     known = replace(state, job=info.job_id, cause=info.state)
     if info.state in _WAITING:
         return replace(known, state="submitted", reason=f"waits: {info.reason}" if info.reason else "")
@@ -153,22 +153,31 @@ def _broken_off(path: Path, state: RunState, submission: Submission) -> RunState
     return replace(state, state="failed", reason=last_line(path) or f"its job ended as {state.cause}; see {log}")
 
 
-def _unlisted(state: RunState, submission: Submission) -> RunState:
+def _unlisted(path: Path, state: RunState, submission: Submission) -> RunState:
     age_s = time.time() - submission.time
     if age_s < SETTLING_S:
         return replace(state, state="unknown", reason=f"submitted {age_s:.0f} s ago and not listed by the scheduler yet")
     if submission.started:
         return replace(state, state="interrupted", reason="the scheduler no longer knows its job")
+    if (path.parent / arrays.FOLDER / submission.array / "job.json").exists():
+        return _never_began(path, state, "the scheduler no longer knows its job, which never began")
     return replace(state, state="planned", reason="its job was never accepted by the scheduler")
 
 
 def _cancelled(path: Path, state: RunState, submission: Submission) -> RunState:
     """Cancelled by somebody, or by SLURM because what the run needs has failed."""
+    if submission.started:
+        return replace(state, state="cancelled", reason="cancelled in the scheduler")
+    return _never_began(path, state, "cancelled in the scheduler")
+
+
+def _never_began(path: Path, state: RunState, reason: str) -> RunState:
+    """Blocked when something that the run needs is not done (SLURM drops such jobs), else cancelled."""
     initial = getattr(RunRecord(path).config(), "initial", None)
     needed = initial.reference if initial is not None and initial.source == "run" else ""
-    if not submission.started and needed and not (path.parent / needed / "result.json").exists():
+    if needed and not (path.parent / needed / "result.json").exists():
         return replace(state, state="blocked", reason=f"needs {needed}, which is not done")
-    return replace(state, state="cancelled", reason="cancelled in the scheduler")
+    return replace(state, state="cancelled", reason=reason)
 
 
 def _reason(events: list[dict[str, Any]], state: str) -> str:

@@ -39,7 +39,7 @@ class CorpusOnDisk:
     targets: tuple[str, ...] = ()
     folds: int = 5
     samples_per_fold: int = 40
-    groups_per_fold: int = 4
+    groups_per_fold: int = 5
     n_train: int = 160
     metrics: tuple[str, ...] = ("UAR", "WAR")
     tasks: bool = False

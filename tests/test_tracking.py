@@ -19,7 +19,7 @@ from study_records import EPOCHS, CorpusOnDisk, StudyOnDisk, VariantOnDisk
 from hicmae.config import flatten
 from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
-from hicmae.tracking import SyncReport, default_uri, sync
+from hicmae.tracking import SyncReport, default_uri, is_up_to_date, sync
 from hicmae.tracking.content import Point, batches, key
 from reports.analysis import analyse
 from reports.provenance import mlflow_links
@@ -354,6 +354,31 @@ def test_runs_that_were_not_started_are_not_shown(tmp_path: Path, empty_store: b
 
 def test_nothing_launched_is_nothing_to_send(tmp_path: Path) -> None:
     assert sync(tmp_path) == SyncReport()
+
+
+def test_up_to_date_is_known_without_asking_mlflow(study: StudyOnDisk) -> None:
+    assert not is_up_to_date(study.root)
+    quiet_sync(study, summarise=summaries)
+    assert is_up_to_date(study.root)
+    assert not is_up_to_date(study.root, "http://127.0.0.1:9")  # another store was told nothing
+    RunRecord(study.path("all three", "synthetic", 1)).append_event("checkpoint", step=99)
+    assert not is_up_to_date(study.root)
+    quiet_sync(study)
+    (study.root / "_mlflow" / "mlflow.db").unlink()
+    assert not is_up_to_date(study.root)
+
+
+def test_command_line_sends_and_says_what(study: StudyOnDisk) -> None:
+    from typer.testing import CliRunner
+
+    from experiments.cli import app
+
+    first = CliRunner().invoke(app, ["sync", "--runs", str(study.root)])
+    assert first.exit_code == 0 and f"{len(study.runs)} runs sent" in first.output
+    again = CliRunner().invoke(app, ["sync", "--if-changed", "--runs", str(study.root)])
+    assert again.exit_code == 0 and "up to date" in again.output
+    unknown = CliRunner().invoke(app, ["sync", "nonesuch", "--runs", str(study.root)])
+    assert unknown.exit_code != 0 and "nonesuch" in str(unknown.exception)
 
 
 def test_batches_keep_order_and_stay_small() -> None:

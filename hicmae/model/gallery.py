@@ -32,14 +32,16 @@ def _draw(loaded: Loaded, files: Sequence[Path], folder: Path, method: str, seed
     classifier = as_classifier(loaded)
     config = viewing(loaded, classifier)
     features = []
+    unique = len({file.stem for file in files}) == len(files)
     for file, views in zip(files, ClipReader(config, files), strict=True):
+        name = file.stem if unique else f"{file.parent.name}-{file.stem}"
         first = {name: value[0] for name, value in views.items()}
         if isinstance(loaded.model, HiCMAEPretrain):
             figure = _reconstruction(loaded.model, first, file, seed)
-            yield pictures.save(figure, folder / f"reconstruction-{file.stem}.png")
+            yield pictures.save(figure, folder / f"reconstruction-{name}.png")
         if config.head.modality == "AV" and config.encoder.fusion_depth:
             figure = pictures.attention(classifier, first["video"], first["audio"], f"{file.name}: attention between the streams")
-            yield pictures.save(figure, folder / f"attention-{file.stem}.png")
+            yield pictures.save(figure, folder / f"attention-{name}.png")
         features.append(_features(classifier, views))
     yield from _of_all(classifier, config, loaded, files, features, folder, method, seed)
 

@@ -96,8 +96,10 @@ def class_names(config: FinetuneConfig, corpus: str | None = None) -> list[str]:
 
 
 def known_corpus(name: str) -> Corpus | None:
-    """The corpus that a model was trained on, if its protocol is known without its files."""
-    return corpora.get(name) if name in corpora.names() else None
+    """The corpus that a model was trained on, if its protocol is known, or its list is still where it was."""
+    kind, _, place = name.partition(":")
+    is_there = name in corpora.names() or (kind in corpora.OWN_DATA and Path(place).exists())
+    return corpora.get(name) if is_there else None
 
 
 def _over_clips(

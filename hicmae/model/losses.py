@@ -8,6 +8,7 @@ Legend: B batch, N tokens, Nh hidden ones, D width, L levels, P values of a patc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def video_targets(video: Tensor, encoder: EncoderConfig, index: Tensor | None, d
     tubelets = take_patches(patch_view(video.float(), patch, channels_last=True), index)
     tubelets = tubelets.unflatten(-1, (-1, 3))  # (B, n, P) -> (B, n, P / 3, 3)
     std, mean = torch.std_mean(tubelets, dim=-2, keepdim=True)
-    normed = (tubelets - mean) / (std + _EPS / torch.tensor(IMAGENET_STD, device=video.device))
+    normed = (tubelets - mean) / (std + _EPS / _imagenet_std(video.device))
     if difference_group:
         frames = normed.unflatten(2, (-1, difference_group, patch[1] * patch[2]))  # (B, n, groups, frames, positions, 3)
         frames[:, :, :, 1:] -= frames[:, :, :, :1].clone()
@@ -115,6 +116,12 @@ def ccc_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     spread = centred.square().mean(0) + centred_targets.square().mean(0)
     distance = (outputs.mean(0) - targets.mean(0)).square()
     return 1 - (2 * covariance / (spread + distance).clamp_min(1e-8)).mean()
+
+
+@cache
+def _imagenet_std(device: torch.device) -> Tensor:
+    """Made once per device: a tensor made from numbers in every step would make the host wait for a GPU."""
+    return torch.tensor(IMAGENET_STD, device=device)
 
 
 def _processes() -> int:

@@ -157,6 +157,7 @@ def final_point(record: RunRecord, entry: Entry) -> Point | None:
         key(f"{rule}/{metric}"): value
         for rule, metrics in (result.get("metrics") or {}).items()
         for metric, value in metrics.items()
+        if not metric.startswith("recall ")  # a section of their own below
     }
     for name in ("gpu_hours", "cpu_hours", "wall_s", "parameters", "n_train", "n_test", "train_loss_last"):
         if isinstance(result.get(name), (int, float)):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hicmae.config import AugmentConfig, EngineConfig, FinetuneConfig, PretrainConfig, RunConfig
 from hicmae.errors import UsageError
 from hicmae.model.classify import HiCMAEClassifier
-from hicmae.model.layers import Stack
+from hicmae.model.layers import set_activation_checkpointing
 from hicmae.model.losses import finetune_loss, pretrain_loss
 from hicmae.model.pretrain import HiCMAEPretrain
 from hicmae.seeding import seed_globals, seeded, torch_generator
@@ -74,9 +74,7 @@ def build_model(config: RunConfig) -> HiCMAEPretrain | HiCMAEClassifier:
 
 def build_objective(config: RunConfig, model: nn.Module) -> PretrainObjective | FinetuneObjective:
     """The module that the engine runs, with activation checkpointing and compilation as configured."""
-    for module in model.modules():
-        if isinstance(module, Stack):
-            module.checkpointing = config.engine.activation_checkpointing
+    set_activation_checkpointing(model, config.engine.activation_checkpointing)
     if config.engine.compile:
         model.compile()
     if isinstance(config, PretrainConfig):

@@ -84,10 +84,10 @@ def hicmae(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 def test_clips_are_seen_in_the_release_s_test_views(clips: list[Path]) -> None:
     plans = json.loads((GOLDEN / "frame_plans.json").read_text())["test_views"]["80_frames_stride_4"]
-    config = change(presets.finetune("smoke"), {"data.stride_frames": 4})
+    config = change(presets.finetune("smoke"), {"data.stride_frames": 4, "encoder.frames": 16})
     (views,) = inference.ClipReader(config, clips[:1])
-    assert views["video"].shape == (2, 3, 16, 64, 64)
-    assert views["audio"].shape == (2, 1, 128, 64)
+    assert views["video"].shape == (2, 3, 16, config.encoder.image_px, config.encoder.image_px)
+    assert views["audio"].shape == (2, 1, config.encoder.audio_frames, config.encoder.mel_bins)
     red = 255 * (views["video"][:, 0].mean((2, 3)) * 0.229 + 0.485)
     for seen, plan in zip(red, plans, strict=True):
         assert seen.tolist() == pytest.approx([40 + 2 * frame for frame in plan["frames"]], abs=3)

@@ -86,42 +86,35 @@ def test_matching_pairs_have_less_contrastive_loss_than_shuffled_ones() -> None:
     assert contrastive_loss(video, video, ObjectiveConfig()) < 0.1 * shuffled
 
 
-def gathered(rank: int, world: int, port: int, folder: str, gather: bool) -> None:
-    """One process: its share of the clips, its loss, and the gradient of all clips averaged over processes."""
+def contrast_share(rank: int, port: int, folder: str) -> None:
+    """One of two processes: its half of the clips; the loss and the gradient of all clips, averaged over the processes."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    video, audio = (x.requires_grad_() for x in features())
-    share = slice(rank * 6 // world, (rank + 1) * 6 // world)
-    loss = contrastive_loss(video[:, share], audio[:, share], ObjectiveConfig(gather_negatives=gather))
-    loss.backward()
-    values = torch.cat([loss.detach().reshape(1), video.grad.flatten(), audio.grad.flatten()])
-    torch.distributed.all_reduce(values)
-    if rank == 0:
-        torch.save(values / world, Path(folder) / "values.pt")
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for gather in (True, False):
+        values = loss_and_gradients(slice(3 * rank, 3 * rank + 3), gather)
+        torch.distributed.all_reduce(values)
+        if rank == 0:
+            torch.save(values / 2, Path(folder) / f"{gather}.pt")
     torch.distributed.destroy_process_group()
 
 
-def run_processes(folder: Path, gather: bool) -> Tensor:
+def loss_and_gradients(share: slice, gather: bool) -> Tensor:
+    video, audio = (x.requires_grad_() for x in features())
+    loss = contrastive_loss(video[:, share], audio[:, share], ObjectiveConfig(gather_negatives=gather))
+    loss.backward()
+    assert video.grad is not None and audio.grad is not None
+    return torch.cat([loss.detach().reshape(1), video.grad.flatten(), audio.grad.flatten()])
+
+
+def test_negatives_of_two_processes(tmp_path: Path) -> None:
+    """Gathered, two processes equal one with all clips, gradients too; not gathered, each has its own negatives alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(gathered, (2, port, str(folder), gather), nprocs=2)
-    return torch.load(folder / "values.pt")
-
-
-def test_gathered_negatives_on_two_processes_equal_one_process_with_all_clips(tmp_path: Path) -> None:
-    video, audio = (x.requires_grad_() for x in features())
-    loss = contrastive_loss(video, audio, ObjectiveConfig(gather_negatives=True))
-    loss.backward()
-    alone = torch.cat([loss.detach().reshape(1), video.grad.flatten(), audio.grad.flatten()])
-    assert torch.allclose(run_processes(tmp_path, True), alone, atol=1e-5)
-
-
-def test_without_gathering_a_process_has_its_own_negatives_alone(tmp_path: Path) -> None:
-    video, audio = features()
-    halves = [contrastive_loss(video[:, s], audio[:, s], ObjectiveConfig()) for s in (slice(0, 3), slice(3, 6))]
-    values = run_processes(tmp_path, False)
-    assert values[0].item() == pytest.approx((halves[0] + halves[1]).item() / 2, rel=1e-5)
+    torch.multiprocessing.spawn(contrast_share, (port, str(tmp_path)), nprocs=2)
+    assert torch.allclose(torch.load(tmp_path / "True.pt"), loss_and_gradients(slice(0, 6), True), atol=1e-5)
+    apart = torch.stack([loss_and_gradients(slice(0, 3), False), loss_and_gradients(slice(3, 6), False)]).mean(0)
+    assert torch.allclose(torch.load(tmp_path / "False.pt"), apart, atol=1e-5)
 
 
 def test_logits_are_cosines_over_temperature() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import Tensor
 
 import hicmae
 from hicmae import presets
-from hicmae.config import HeadConfig, RunConfig, change
+from hicmae.config import EncoderConfig, HeadConfig, RunConfig, change
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.model import timm_models
 from hicmae.model.classify import HiCMAEClassifier
@@ -30,6 +32,11 @@ def recorded(root: Path, config: RunConfig, weights: str | None = "final") -> tu
     if weights:
         save_official(model, record.path / "checkpoints" / f"{weights}.safetensors")
     return record, model
+
+
+def inputs(encoder: EncoderConfig) -> tuple[Tensor, Tensor]:
+    side = encoder.image_px
+    return torch.randn(1, 3, encoder.frames, side, side), torch.randn(1, 1, encoder.audio_frames, encoder.mel_bins)
 
 
 def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -106,7 +113,7 @@ def test_a_loaded_checkpoint_answers_as_the_model_that_wrote_it(tmp_path: Path) 
     config = presets.finetune("smoke", outputs=3)
     model = build(config).eval()
     save_official(model, tmp_path / "weights.pth")
-    video, audio = torch.randn(1, 3, 16, 64, 64), torch.randn(1, 1, 128, 64)
+    video, audio = inputs(config.encoder)
     assert torch.equal(hicmae.load(tmp_path / "weights.pth")(video, audio), model(video, audio))
 
 
@@ -127,7 +134,7 @@ def test_a_pretrained_model_gives_features_as_finetuning_would_start_with() -> N
     loaded = open_model("smoke", stage="pretrain")
     classifier = as_classifier(loaded)
     assert torch.equal(classifier.encoder.norm.weight, loaded.model.encoder.norm.weight)
-    assert classifier.features(torch.randn(1, 3, 16, 64, 64), torch.randn(1, 1, 128, 64)).shape == (1, 256)
+    assert classifier.features(*inputs(loaded.config.encoder)).shape == (1, 4 * loaded.config.encoder.dim)
 
 
 def test_devices() -> None:
@@ -164,10 +171,12 @@ def test_pretraining_models_have_the_release_s_number_of_parameters(size: str, p
 def test_operations_equal_a_count_by_hand() -> None:
     """Linear maps and attention of the smoke model in fine-tuning; two operations to a multiply-add."""
     encoder, outputs = presets.ENCODERS["smoke"], 4
-    dim, streams = encoder.dim, {"video": (128, 2 * 16 * 16 * 3), "audio": (32, 16 * 16)}
+    dim, patch = encoder.dim, encoder.patch_px**2
+    counts = math.prod(encoder.video_grid), math.prod(encoder.audio_grid)
+    streams = {"video": (counts[0], encoder.tubelet_frames * patch * 3), "audio": (counts[1], patch)}
     total = 4 * dim * outputs
     for tokens, values in streams.values():
-        others = 160 - tokens
+        others = sum(counts) - tokens
         total += tokens * values * dim
         total += encoder.depth * dim  # the weighted mean of layers
         total += encoder.depth * (tokens * 12 * dim * dim + 2 * tokens * tokens * dim)

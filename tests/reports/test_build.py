@@ -18,6 +18,7 @@ from hicmae.config import canonical_json, from_dict
 from hicmae.record import RunRecord, write_json
 from reports import build, figures, latex
 from reports.build import build_report, check_report
+from reports.freshness import is_current
 from reports.tables import cell_key
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tables"
@@ -238,6 +239,17 @@ def test_reports_do_not_depend_on_the_order_of_studies(study: StudyOnDisk, tmp_p
 def test_config_written_by_the_records_is_a_real_one(study: StudyOnDisk) -> None:
     values = json.loads((study.path("none", "synthetic", 1) / "config.json").read_text())
     assert from_dict(values) == RunRecord(study.path("none", "synthetic", 1)).config()
+
+
+def test_report_is_current_until_a_record_changes(tmp_path: Path) -> None:
+    root, out = tmp_path / "runs", tmp_path / "out"
+    study = StudyOnDisk(root, "a_smoke", [VariantOnDisk("x", 0.5)], {"synthetic": CorpusOnDisk(folds=2)}).write()
+    assert not is_current(root, out, pdf=False)
+    build_report(root, out, pdf=False)
+    assert is_current(root, out, pdf=False)
+    assert not is_current(root, out, extras=["parameters"], pdf=False)
+    RunRecord(study.path("x", "synthetic", 1)).append_event("checkpoint", step=99)
+    assert not is_current(root, out, pdf=False)
 
 
 def test_anchor_is_the_same_in_html_and_latex(out: Path) -> None:

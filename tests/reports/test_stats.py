@@ -105,16 +105,18 @@ def test_bootstrap_covers_the_truth() -> None:
     assert 0.87 <= covered / 150 <= 0.99
 
 
-def test_bootstrap_is_repeatable_and_one_group_has_no_interval() -> None:
+def test_bootstrap_is_repeatable_and_few_groups_have_no_interval() -> None:
     values = np.arange(12.0)
-    groups = np.repeat(["a", "b", "c"], 4)
+    groups = np.repeat(list("abcdef"), 2)
 
     def once() -> stats.Interval:
         return stats.cluster_bootstrap(lambda index: float(values[index].mean()), groups, np.random.default_rng(0), 200)
 
     assert once() == once()
-    alone = stats.cluster_bootstrap(lambda index: 1.0, ["a"] * 12, np.random.default_rng(0))
-    assert alone.estimate == 1.0 and math.isnan(alone.low)
+    for few in (1, 4):
+        names = [str(index % few) for index in range(12)]
+        alone = stats.cluster_bootstrap(lambda index: 1.0, names, np.random.default_rng(0))
+        assert alone.estimate == 1.0 and math.isnan(alone.low)
 
 
 def test_mcnemar_counts_only_disagreements() -> None:

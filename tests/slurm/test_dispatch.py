@@ -1,11 +1,12 @@
 """Submitting to a real SLURM: dependencies, limits, and every fault that must end with each run done once.
 
-The jobs execute `obedient_run.py` in place of `hicmae.run`, from a folder of code made for the test; SLURM, submitit, the job scripts and
-the tasks are the real ones. Real training on SLURM is in test_launch_slurm.py.
+The jobs execute `obedient_run.py` in place of `hicmae.run`, from a folder of code made for the test; SLURM, submitit, the job
+scripts and the tasks are the real ones. Real training on SLURM is in test_launch_slurm.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hicmae import presets
@@ -52,7 +54,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A runs folder whose path is full of what a shell could stumble over."""
-    folder = tmp_path / ODD / "runs"
+    folder = tmp_path / ODD.replace("%", "") / "runs"
     folder.mkdir(parents=True)
     return folder
 
@@ -82,6 +84,10 @@ def wait(root: Path, jobs: Sequence[Job], until: Callable[[RunState], bool], lim
         found = read_states(root, [one.run_id for one in jobs])
         if all(until(one) for one in found.values()):
             return found
+        if not any(one.is_active for one in found.values()):
+            time.sleep(3)  # a last look: nothing is going on any more
+            found = read_states(root, [one.run_id for one in jobs])
+            assert all(until(one) for one in found.values()) or any(one.is_active for one in found.values()), found
         time.sleep(0.5)
     raise AssertionError(f"after {limit_s} s: {found}")
 
@@ -122,6 +128,22 @@ def fake(folder: Path, name: str, script: str) -> Path:
     return folder
 
 
+def kill_jobs_of(root: Path) -> None:
+    """Every process of the jobs of a runs folder, SLURM's own step daemons included, as when their machine is lost."""
+    of_jobs = [process for process in psutil.process_iter() if _mentions(process, root)]
+    daemons = {parent for process in of_jobs for parent in process.parents() if parent.name() == "slurmstepd"}
+    for process in [*daemons, *of_jobs]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _mentions(process: psutil.Process, root: Path) -> bool:
+    try:
+        return str(root) in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def test_dependants_are_one_array_that_starts_when_what_it_needs_is_done(root: Path, program: Path) -> None:
     first = job(root, 0, pause_s=0.5)
     second = [job(root, seed, first) for seed in (1, 2, 3)]
@@ -140,6 +162,13 @@ def test_names_paths_and_variables_are_text_and_nothing_else(root: Path, program
     assert not list(root.parents[2].rglob("hacked"))
     assert not (HERE / "hacked").exists()
     assert (one.path / "log" / "attempt-1.log").exists()
+
+
+def test_a_folder_that_slurm_would_take_for_a_pattern_is_refused(tmp_path: Path, program: Path) -> None:
+    one = job(tmp_path / "100%", 0)
+    with pytest.raises(HicmaeError, match="'%' in its name"):
+        dispatch.submit(tmp_path / "100%", [one], target(program))
+    assert count(one, "submitted") == 0
 
 
 def test_a_failed_run_blocks_its_dependants_and_says_why(root: Path, program: Path) -> None:
@@ -265,7 +294,7 @@ def test_a_scheduler_that_does_not_answer_makes_runs_unknown_never_dead(
 
 def test_a_preempted_run_is_requeued_and_goes_on_from_its_checkpoint(root: Path, program: Path) -> None:
     victim = job(root, 0, pause_s=0.5, steps=30)
-    dispatch.submit(root, [victim], target(program, nodes=2, cpus_per_task=8))
+    dispatch.submit(root, [victim], target(program))
     wait(root, [victim], lambda _: count(victim, "checkpoint") >= 1)
     urgent = subprocess.run(
         ["sbatch", "--parsable", "--partition=high", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 1"],
@@ -312,6 +341,7 @@ def test_a_lost_node_costs_an_attempt_not_the_run(root: Path, program: Path, clu
         ["squeue", "--noheader", "--states=running", "--format=%N"], capture_output=True, text=True, check=True
     ).stdout.split()[0]
     cluster.stop_node(int(node.removeprefix("node")))
+    kill_jobs_of(root)
     try:
         deadline = time.monotonic() + 240
         while states(root, [one]) != ["done"] and time.monotonic() < deadline:

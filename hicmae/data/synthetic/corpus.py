@@ -80,8 +80,8 @@ class Row:
 
 def generate(
     root: Path,
-    speakers: int = 12,
-    clips_per_speaker: int = 16,
+    speakers: int = 36,
+    clips_per_speaker: int = 8,
     seconds: float = 2.0,
     size_px: int = 96,
     seed: int = 0,

@@ -45,7 +45,7 @@ def draw_looks(seed: int, speaker: int) -> FaceIdentity:
         jaw=float(rng.uniform(0.76, 0.86) if high else rng.uniform(0.83, 0.92)),
         eye_apart=float(rng.uniform(0.3, 0.34)),
         eye_size=float(rng.uniform(0.92, 1.12)),
-        brow_px=float(rng.uniform(1.8, 2.4) if high else rng.uniform(2.3, 3.0)),
+        brow=float(rng.uniform(1.8, 2.4) if high else rng.uniform(2.3, 3.0)),
         nose=float(rng.uniform(0.9, 1.12)),
         mouth=float(rng.uniform(0.28, 0.33)),
         lips=float(rng.uniform(0.95, 1.25) if high else rng.uniform(0.75, 1.0)),
@@ -72,13 +72,13 @@ def act(who: FaceIdentity, tracks: Tracks, valence: int, rng: np.random.Generato
     """Every movement of the clip: drifts of the head, blinks, the strength of the expression, the mouth of the script."""
     x, y, yaw, pitch, roll, effort, gaze = (_drift(rng, times_s) for _ in range(7))
     unit = size_px / DRAWN_PX
-    pose = Pose(
-        x_px=(48 + float(rng.uniform(-2, 2)) + 1.2 * x) * unit,
-        y_px=(50 + float(rng.uniform(-2, 2)) + 0.8 * y) * unit,
-        scale_px=41 * float(rng.uniform(0.96, 1.04)) * unit,
-        yaw=float(rng.uniform(-0.08, 0.08)) + 0.12 * yaw,
-        pitch=float(rng.uniform(-0.05, 0.05)) + 0.06 * pitch,
-        roll=float(rng.uniform(-0.04, 0.04)) + 0.04 * roll,
+    pose = Pose(  # moves by a few pixels, about as much as faces that were cut out of a video
+        x_px=(48 + float(rng.uniform(-1.2, 1.2)) + 0.7 * x) * unit,
+        y_px=(50 + float(rng.uniform(-1.2, 1.2)) + 0.5 * y) * unit,
+        scale_px=41 * float(rng.uniform(0.975, 1.025)) * unit,
+        yaw=float(rng.uniform(-0.05, 0.05)) + 0.07 * yaw,
+        pitch=float(rng.uniform(-0.03, 0.03)) + 0.035 * pitch,
+        roll=float(rng.uniform(-0.025, 0.025)) + 0.025 * roll,
     )
     strength = float(rng.uniform(0.8, 1.15)) * np.clip(1 + 0.12 * effort, 0.7, 1.3)
     return Face(

@@ -17,6 +17,7 @@ Points = list[tuple[float, float]]
 DARK: Colour = (44, 26, 26)
 WHITE: Colour = (250, 247, 242)
 ACROSS = np.linspace(-1, 1, 15)  # (U,)
+STROKE = 0.03  # of half a head: the unit of a brush's width, about a pixel in a picture of 96
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FaceIdentity:
     jaw: float  # 1 is as wide as the skull, less is pointed
     eye_apart: float
     eye_size: float
-    brow_px: float  # thickness in 1/96 of the picture
+    brow: float  # thickness in STROKE units
     nose: float
     mouth: float
     lips: float
@@ -66,12 +67,17 @@ class Face:
         """Points that move with the head, (T, P, 3)."""
         return still(points, len(self.valence), depth)
 
+    @property
+    def chin(self) -> Colour:
+        """What is around the mouth: skin or beard."""
+        return mix(self.who.skin, self.who.hair, 0.6) if self.who.beard else self.who.skin
+
     def fill(self, outline: Array, colour: Colour) -> Shape:
         return Shape(self.pose.project(outline), shade(colour, self.light))
 
     def line(self, points: Array, colour: Colour, widths: tuple[float, float, float]) -> Shape:
-        """A brush stroke through (T, P, 3); widths at its start, middle and end in 1/96 of the picture."""
-        unit = self.pose.scale_px / 33
+        """A brush stroke through (T, P, 3); widths at its start, middle and end in STROKE units."""
+        unit = STROKE * self.pose.scale_px
         return Shape(stroke(self.pose.project(points), tapered(points.shape[1], *widths) * unit), shade(colour, self.light))
 
 
@@ -148,11 +154,11 @@ def _cheeks(face: Face) -> list[Shape]:
     """Rosy, rounder and higher with a smile."""
     shapes = []
     for sign in (-1, 1):
-        centre = face.at([(sign * 0.45, 0.33)], 0.15)[:, 0]
+        centre = face.at([(sign * 0.43, 0.33)], 0.15)[:, 0]
         centre[:, 1] -= 0.04 * face.smile
         for ring in range(5):
-            size = face.smile * (1 - 0.19 * ring)
-            shapes.append(face.fill(oval(centre, 0.25 * size, 0.19 * size), mix(face.who.skin, (236, 84, 84), 0.08 * (ring + 1))))
+            size = np.minimum(face.smile, 1.1) * (1 - 0.19 * ring)
+            shapes.append(face.fill(oval(centre, 0.22 * size, 0.18 * size), mix(face.who.skin, (236, 84, 84), 0.08 * (ring + 1))))
     return shapes if face.smile.any() else []
 
 
@@ -164,7 +170,7 @@ def _beard(face: Face) -> list[Shape]:
     w, jaw = who.width, who.width * who.jaw
     right = [(0.0, 0.43), (0.22, 0.43), (0.4, 0.52), (0.66 * w, 0.42), (0.9 * w, 0.06), (w, 0.1), (0.9 * jaw, 0.62)]
     outline = symmetric([*right, (0.54 * jaw, 0.95), (0.0, 1.05)])
-    return [face.fill(closed(face.at(outline, 0.02)), mix(who.skin, who.hair, 0.6))]
+    return [face.fill(closed(face.at(outline, 0.02)), face.chin)]
 
 
 def _nose(face: Face) -> list[Shape]:
@@ -219,7 +225,7 @@ def _brow(face: Face, sign: int) -> Shape:
     line[..., 1] -= face.smile[:, None] * np.array([0.06, 0.1, 0.04])
     line[..., 1] += face.frown[:, None] * np.array([0.15, 0.04, -0.06])
     line[..., 0] -= sign * face.frown[:, None] * np.array([0.05, 0.02, 0.0])
-    thick = face.who.brow_px
+    thick = face.who.brow
     return face.line(opened(line), shade(face.who.hair, 0.8), (0.7 * thick, thick, 0.5))
 
 
@@ -233,7 +239,10 @@ def _creases(face: Face) -> list[Shape]:
         else:
             furrow = face.at([(sign * 0.06, -0.3), (sign * 0.05, -0.13)], 0.25)
             below = face.at([(sign * 0.33, 0.75), (sign * 0.35, 0.85)], 0.15)
-            shapes += [face.line(opened(furrow), skin, (0.5, 1.2, 0.5)), face.line(opened(below), skin, (1.0, 0.8, 0.3))]
+            shapes += [
+                face.line(opened(furrow), skin, (0.5, 1.2, 0.5)),
+                face.line(opened(below), shade(face.chin, 0.78), (1.0, 0.8, 0.3)),
+            ]
     return shapes
 
 
@@ -255,7 +264,7 @@ def _mouth(face: Face) -> list[Shape]:
     lip_top, lip_bottom = upper - 0.075 * who.lips * bulge * bow, lower + 0.1 * who.lips * bulge
     shadow = _lines(x[:, 4:-4], lip_bottom[:, 4:-4] + 0.05, 0.24)
     return [
-        face.line(shadow, shade(who.skin, 0.84), (0.3, 1.4, 0.3)),
+        face.line(shadow, shade(face.chin, 0.84), (0.3, 1.4, 0.3)),
         face.fill(between(lip_top, lower), shade(red, 0.9)),
         face.fill(between(upper, lip_bottom), red),
         face.fill(between(upper, lower), (74, 22, 28)),
