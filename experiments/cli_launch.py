@@ -58,6 +58,9 @@ def launch_command(
     ] = None,
     gpus_per_run: Annotated[int, typer.Option(help="GPUs for each run, where there are any.")] = 1,
     use_best: Annotated[bool, typer.Option("--use-best", help="Of a search: run what it chose, on the outer folds.")] = False,
+    notify: Annotated[
+        str, typer.Option(envvar="HICMAE_NOTIFY", help="Tell a command or a web hook how it ended.", show_default=False)
+    ] = "",
     runs: Annotated[
         Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")
     ] = None,
@@ -82,6 +85,7 @@ def launch_command(
         cluster=cluster,
         profile=profile,
         wait=wait,
+        notify=notify,
         command=_command(),
     )
     if definition.is_search(name) and not use_best:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ if __name__ == "__main__":  # as a script, Python puts this folder on the path i
 
 from rich.console import Console
 
-from experiments import available, cluster, execution, experiment, render, selection, study_file
+from experiments import available, cluster, execution, experiment, notify, render, selection, study_file
 from experiments.experiment import Experiment, Run
 from experiments.plan import Plan, make_plan
 from hicmae import presets
@@ -49,6 +50,7 @@ class Request:
     cluster: str = "local"
     profile: str = "default"
     wait: bool = False
+    notify: str = ""
     command: tuple[str, ...] = ()
 
 
@@ -93,8 +95,13 @@ def launch(request: Request, study: Experiment, console: Console) -> int:
     kept = code.take(request.runs_root)
     record_study(request, plan, prints, kept.to_json())
     if target is not None:
-        return cluster.launch(request.runs_root, plan, replace(target, code=kept.path), console, request.wait)
-    return execute(request, plan, kept.path, console)
+        exit_code = cluster.launch(request.runs_root, plan, replace(target, code=kept.path), console, request.wait)
+    else:
+        exit_code = execute(request, plan, kept.path, console)
+    if request.notify and (target is None or request.wait):
+        ended = Counter(state.state for state in read_states(request.runs_root, plan.states).values())
+        notify.notify(request.notify, study.name, exit_code, dict(ended))
+    return exit_code
 
 
 def execute(request: Request, plan: Plan, folder: Path, console: Console) -> int:

@@ -23,6 +23,7 @@ from hicmae.model.official import save_official
 from hicmae.model.zoo import Loaded, build, open_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+DIM = presets.ENCODERS["smoke"].dim
 
 
 def write_clip(path: Path, frames: int, seed: int = 0) -> Path:
@@ -115,7 +116,7 @@ def test_regression_outputs_are_not_squashed(clips: list[Path]) -> None:
 def test_features_of_one_stream_need_no_file_of_the_other(tmp_path: Path, pretrained: Path) -> None:
     write_media(tmp_path / "voice.wav", None, np.random.default_rng(0).normal(0, 0.1, 16000))
     features = inference.embed(open_model(pretrained), [tmp_path / "voice.wav"], "A")
-    assert features.shape == (1, 128)
+    assert features.shape == (1, 2 * DIM)
     with pytest.raises(ClipError, match=r"voice\.wav"):
         inference.embed(open_model(pretrained), [tmp_path / "voice.wav"], "AV")
 
@@ -206,7 +207,7 @@ def test_summary_prints_parameters_and_operations(hicmae: Callable[..., Done]) -
     done = hicmae("summary", "smoke")
     assert "all parameters" in done.stdout, done.stderr
     more, fewer = (json.loads(hicmae("summary", "smoke", "--json", "--classes", n).stdout)[1]["total"] for n in (11, 6))
-    assert more == fewer + 5 * (4 * 64 + 1)
+    assert more == fewer + 5 * (4 * DIM + 1)
     assert f"{fewer:,}" in done.stdout
 
 
@@ -214,9 +215,9 @@ def test_summary_prints_parameters_and_operations(hicmae: Callable[..., Done]) -
 def test_real_recordings_are_embedded_and_drawn(recordings: Path, pretrained: Path, tmp_path: Path) -> None:
     files = sorted((recordings / "grid").glob("*.mp4"))[:3]
     features = inference.embed(open_model(pretrained), files)
-    assert features.shape == (3, 256)
+    assert features.shape == (3, 4 * DIM)
     assert np.isfinite(features).all()
     silent = recordings / "ravdess" / "01-01-08-02-01-01-19.mp4"
     with pytest.raises(ClipError, match=r"01-01-08-02-01-01-19\.mp4: no sound stream"):
         inference.embed(open_model(pretrained), [silent])
-    assert inference.embed(open_model(pretrained), [silent], "V").shape == (1, 128)
+    assert inference.embed(open_model(pretrained), [silent], "V").shape == (1, 2 * DIM)
