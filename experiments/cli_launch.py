@@ -116,15 +116,16 @@ def _command() -> tuple[str, ...]:
 def _search(request: launch.Request, console: Console, cluster: str, dry_run: bool) -> int:
     from experiments.search import launch as search_launch
 
-    return search_launch.launch(
-        _search_request(request),
-        console,
+    how = search_launch.How(
         workers=request.max_parallel,
         cluster=cluster,
+        profile=request.profile,
+        wait=request.wait,
         yes=request.yes,
         dry_run=dry_run,
         command=request.command,
     )
+    return search_launch.launch(_search_request(request), how, console)
 
 
 def _best(request: launch.Request) -> experiment.Experiment:

@@ -48,16 +48,18 @@ def run(
     trials: Annotated[int | None, typer.Option(help="Another budget: so many trials in all.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="Another budget: so many GPU-hours in all.")] = None,
     cluster: Annotated[str, typer.Option(help="Where workers run: local or slurm.")] = "local",
+    profile: Annotated[
+        str, typer.Option(help="With slurm: the cluster's section in slurm.toml or slurm/profiles.toml.")
+    ] = "default",
+    wait: Annotated[bool, typer.Option("--wait", help="With slurm: stay, and submit again, until the budget is spent.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the space, print the plan and stop.")] = False,
     runs: RUNS = None,
 ) -> None:
     """Search until the budget is spent. Stopped at any moment, the next call goes on."""
     request = Request(name, runs or runs_root(), smoke, tuple(fold or ()), trials, gpu_hours)
-    command = ("hicmae", *sys.argv[1:])
-    raise typer.Exit(
-        launch.launch(request, Console(), workers=workers, cluster=cluster, yes=yes, dry_run=dry_run, command=command)
-    )
+    how = launch.How(workers, cluster, profile, wait, yes, dry_run, ("hicmae", *sys.argv[1:]))
+    raise typer.Exit(launch.launch(request, how, Console()))
 
 
 def status(name: NAME, smoke: SMOKE = False, fold: FOLD = None, as_json: JSON = False, runs: RUNS = None) -> None:

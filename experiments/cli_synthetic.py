@@ -31,8 +31,9 @@ def generate_command(
 ) -> None:
     """Make the generated corpus: animated faces with voices, as real media files.
 
-    Arousal is only in the voice and valence only in the face, so the four classes need both streams. An interrupted
-    generation goes on where it stopped; a finished one is left as it is.
+    Arousal is only in the voice and valence only in the face, so the four classes need both streams.
+
+    An interrupted generation goes on where it stopped; a finished one is left as it is.
     """
     console = Console(stderr=True)
     if layout is not None:

@@ -21,6 +21,7 @@ from slurm.machine import visible_gpus
 
 GPU_FLOPS = 100e12  # per second, sustained in mixed precision by a card of the A100's class; an assumption, printed as such
 CORE_FLOPS = 25e9  # per second, sustained in float32 by one core
+START_S = 10.0  # of a process, before its first step
 UNIT = {"gpu": "GPU-hours", "cpu": "CPU-hours"}
 # What does not change how long a run takes.
 _SHAPELESS = ("seed", "data.fold", "data.fingerprint", "initial.reference", "initial.source", "initial.epoch", "keep_epochs")
@@ -34,6 +35,7 @@ class Cost:
     disk_bytes: int
     measured: bool
     wall_s: float
+    unknown: int = 0  # runs on a corpus of unknown size, counted with their start alone
 
 
 def shape_of(config: RunConfig) -> tuple[tuple[str, Any], ...]:
@@ -44,9 +46,9 @@ def shape_of(config: RunConfig) -> tuple[tuple[str, Any], ...]:
 class Costs:
     """Predicts costs from the runs recorded under a root; every shape is looked up once."""
 
-    def __init__(self, runs_root: Path, done: Iterable[Run]) -> None:
+    def __init__(self, runs_root: Path, done: Iterable[Run], device: str | None = None) -> None:
         self._walls: dict[tuple[tuple[str, Any], ...], list[float]] = {}
-        self.device = "gpu" if visible_gpus() else "cpu"
+        self.device = device or ("gpu" if visible_gpus() else "cpu")
         self._recorded_hours: dict[tuple[tuple[str, Any], ...], list[float]] = {}
         for run in done:
             self._take(runs_root, run)
@@ -56,8 +58,8 @@ class Costs:
         shape, disk_bytes = shape_of(run.config), disk(run.config)
         if shape in self._walls:
             return Cost(median(self._recorded_hours[shape]), disk_bytes, True, median(self._walls[shape]))
-        hours = flops(run.config) / (GPU_FLOPS if self.device == "gpu" else CORE_FLOPS) / 3600
-        return Cost(hours, disk_bytes, False, hours * 3600)
+        wall_s = START_S + flops(run.config) / (GPU_FLOPS if self.device == "gpu" else CORE_FLOPS)
+        return Cost(wall_s / 3600, disk_bytes, False, wall_s, unknown=int(clips_of(run.config.data) == 0))
 
     def _take(self, runs_root: Path, run: Run) -> None:
         result = RunRecord(runs_root / run.run_id).result() or {}
@@ -89,9 +91,9 @@ def parameters(config: RunConfig) -> int:
 
 
 def disk(config: RunConfig) -> int:
-    """Bytes that a run leaves: two checkpoints with the optimiser's two moments, the final weights and those kept."""
+    """Bytes that a finished run leaves: the final weights and those kept. (Its resume points go when it is done.)"""
     kept = len(config.keep_epochs) if isinstance(config, PretrainConfig) else 0
-    return 4 * parameters(config) * (2 * 3 + 1 + kept)
+    return 4 * parameters(config) * (1 + kept)
 
 
 def memory(config: RunConfig) -> int:
@@ -118,7 +120,7 @@ def _clips(corpus_name: str, with_test_part: bool) -> int:
     if why_absent(corpus_name) is None:
         total = len(corpus.samples(location.corpus_root(corpus_name)))
     else:
-        total = corpus.published.get("clips", 0)
+        total = corpus.published.get("samples", 0)
     folds = max(len(corpus.folds), 2)
     return round(total * (folds - 1) / folds) if with_test_part else total
 

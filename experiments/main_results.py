@@ -11,7 +11,18 @@ from itertools import product
 from ablations.model_scale import SIZES
 from experiments.experiment import Experiment, Table, Variant, size_delta
 
-CORPORA = ("mafw", "dfew", "mer_multi", "crema_d", "msp_improv", "ravdess", "iemocap", "werewolf_xl", "avcaffe")
+CORPORA = (
+    "mafw",
+    "dfew",
+    "mer_multi",
+    "crema_d",
+    "msp_improv",
+    "ravdess",
+    "iemocap",
+    "werewolf_xl",
+    "avcaffe",
+    "avcaffe_valence",
+)
 MODALITIES = {"A": "audio", "V": "video", "AV": "audio + video"}
 
 

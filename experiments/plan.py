@@ -76,6 +76,7 @@ class Plan:
             disk_bytes=sum(cost.disk_bytes for cost in costs),
             measured=bool(costs) and all(cost.measured for cost in costs),
             wall_s=sum(cost.wall_s for cost in costs),
+            unknown=sum(cost.unknown for cost in costs),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +93,7 @@ class Plan:
             "hours": cost.hours,
             "hours_from": "recorded runs" if cost.measured else "FLOPs",
             "disk_bytes": cost.disk_bytes,
+            "of_unknown_length": cost.unknown,
             "missing": dict(self.missing),
             "changes": [{"fields": {k: list(v) for k, v in c.fields.items()}, "runs": list(c.run_ids)} for c in self.changes],
             "orphans": list(self.orphans),
@@ -116,7 +118,7 @@ def make_plan(
         list(runs),
         list(selected),
         states,
-        Costs(runs_root, [run for run in runs if states[run.run_id].state == "done"]),
+        Costs(runs_root, [run for run in runs if states[run.run_id].state == "done"], None if experiment.is_smoke else "gpu"),
         missing,
         tuple(_changes(runs, old, runs_root)),
         tuple(sorted({run_id for run_id in old.values() if run_id not in wanted and (runs_root / run_id).is_dir()})),

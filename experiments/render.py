@@ -55,8 +55,8 @@ def show_plan(console: Console, plan: Plan, graph: bool) -> None:
         console.print(
             f"{len(plan.orphans)} recorded runs no longer belong to the study; `hicmae prune` can remove them", highlight=False
         )
-    for reason in plan.missing.values():
-        console.print(f"[yellow]missing corpus[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
+    for line in _missing(plan):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_studies(console: Console, experiments: Sequence[Experiment]) -> None:
@@ -157,7 +157,10 @@ def _cost(plan: Plan) -> list[str]:
     if not plan.to_do:
         return []
     unit = UNIT[plan.costs.device].removesuffix("-hours")
-    return [f"predicted: {hours_text(cost.hours)} of {unit} time ({_basis(plan, cost)}), {size_text(cost.disk_bytes)} of disk"]
+    lines = [f"predicted: {hours_text(cost.hours)} of {unit} time ({_basis(plan, cost)}), {size_text(cost.disk_bytes)} of disk"]
+    if cost.unknown:
+        lines.append(f"not in it: {_plural(cost.unknown, 'run')} on a corpus whose size is not known here")
+    return lines
 
 
 def _basis(plan: Plan, cost: Cost) -> str:
@@ -165,6 +168,13 @@ def _basis(plan: Plan, cost: Cost) -> str:
         return "from recorded runs of the same shape"
     rate = GPU_FLOPS if plan.costs.device == "gpu" else CORE_FLOPS
     return f"a rough estimate from FLOPs at {rate / 1e9:,.0f} GFLOP/s"
+
+
+def _missing(plan: Plan) -> list[str]:
+    """The first corpus that is not here with its remedies, the others by name."""
+    names = list(plan.missing)
+    lines = [f"missing corpus {plan.missing[names[0]]}"] if names else []
+    return [*lines, f"missing likewise: {', '.join(names[1:])}"] if len(names) > 1 else lines
 
 
 def _show_change(console: Console, change: Change) -> None:

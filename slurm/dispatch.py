@@ -66,6 +66,19 @@ def submit(runs_root: Path, jobs: Sequence[Job], target: Target) -> Report:
         return _Submission(runs_root, jobs, target).run()
 
 
+def submit_workers(runs_root: Path, name: str, module: str, arguments: Sequence[str], count: int, target: Target) -> Array:
+    """Submit one array whose `count` tasks all execute `python -m MODULE --array FOLDER`; the record has their arguments.
+
+    With the profile of fine-tuning; `name` says whose workers they are. To be called under `arrays.launching`. Raises HicmaeError
+    when SLURM refuses or does not answer.
+    """
+    profile = target.profiles["finetune"]
+    resources = {**as_json(profile), "workers_of": name, "arguments": list(arguments), "count": count}
+    array = arrays.create(runs_root, f"workers-{name}", [], resources)
+    array.set_job_id(_sbatch(array, target, profile, "", target.max_parallel or count, f"{module} --array", count))
+    return array
+
+
 class _Submission:
     """One submission: stages in order, so that the ids of what is needed are known."""
 
@@ -157,12 +170,14 @@ def _note_end(job: Job, state: RunState) -> None:
         RunRecord(job.path).append_event("ended", cause=state.cause, reason=state.reason, job=state.job)
 
 
-def _sbatch(array: Array, target: Target, profile: Profile, dependency: str, share: int) -> str:
+def _sbatch(
+    array: Array, target: Target, profile: Profile, dependency: str, share: int, module: str = "slurm.task", count: int = 0
+) -> str:
     """Submit one array and return its id; after an error it is looked up by name before it is submitted again."""
     executor = submitit.SlurmExecutor(folder=array.folder, python=profile.python)
     executor.update_parameters(**_parameters(array, target, profile, dependency, share))
-    executor.parameters["map_count"] = len(array.run_ids)
-    command = f'{executor.python} -u -m slurm.task "$HICMAE_ARRAY"'
+    executor.parameters["map_count"] = count or len(array.run_ids)
+    command = f'{executor.python} -u -m {module} "$HICMAE_ARRAY"'
     waiting = wait_exponential(multiplier=2, max=30)
     for attempt in Retrying(
         retry=retry_if_exception_type(_Unanswered), stop=stop_after_attempt(ATTEMPTS), wait=waiting, reraise=True

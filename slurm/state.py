@@ -20,6 +20,7 @@ QUIET_S = 600.0  # a run on another machine that wrote nothing for so long may b
 SETTLING_S = 120.0  # a job may take so long to be listed after its submission
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _AT_WORK = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
+IN_QUEUE = (*_WAITING, *_AT_WORK)
 # How SLURM ends jobs that can go on from their checkpoint.
 _CUT_OFF = {
     "TIMEOUT": "reached the time limit",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,42 +22,63 @@ from experiments.search import space as spaces
 from experiments.search.definition import Search
 from experiments.search.worker import STORAGE, Request, folder_of, opened, requested
 from hicmae.errors import UsageError, raise_unknown
+from slurm import code
 
 if TYPE_CHECKING:
     from experiments.search.study import Row, Study
+    from slurm.dispatch import Target
 
 CLUSTERS = ("local", "slurm")
+STOPPED = 130
 
 
-def launch(
-    request: Request,
-    console: Console,
-    *,
-    workers: int | None = None,
-    cluster: str = "local",
-    yes: bool = False,
-    dry_run: bool = False,
-    command: tuple[str, ...] = (),
-) -> int:
-    """Search every wanted outer fold; returns the exit code: 0 when all budgets are spent, 130 when stopped."""
-    if cluster not in CLUSTERS:
-        raise_unknown("cluster", cluster, CLUSTERS)
+@dataclass(frozen=True)
+class How:
+    """How to launch: workers at once, where, and without asking or without doing."""
+
+    workers: int | None = None
+    cluster: str = "local"
+    profile: str = "default"
+    wait: bool = False  # on a cluster: until the budget is spent
+    yes: bool = False
+    dry_run: bool = False
+    command: tuple[str, ...] = ()
+
+
+def launch(request: Request, how: How, console: Console) -> int:
+    """Search every wanted outer fold; returns the exit code: 0 when all budgets are spent (or submitted), 130 when stopped."""
+    if how.cluster not in CLUSTERS:
+        raise_unknown("cluster", how.cluster, CLUSTERS)
     search = requested(request)
     parts = search.parts()
     parts[0].check_space()
-    if not dry_run:
+    if not how.dry_run:
         available.ensure_generated(corpora_of(search), console)
     prints = available.Fingerprints()
     _show(console, search, parts, request.runs_root, prints)
-    if dry_run:
+    if how.dry_run:
         return 0
-    _fingerprints(search, prints)
+    for name in corpora_of(search):
+        prints(name)
     prints.require(corpora_of(search))
-    _confirm(search, yes)
+    target = _target(how, search)
+    _confirm(search, how.yes)
+    from experiments.search import report
+
+    kept = code.take(request.runs_root).path
     for part in parts:
-        code = _search(request, part, console, workers, cluster, command, prints)
-        if code:
-            return code
+        study = opened(part, request.runs_root, prints)
+        report.record(part, study, request.runs_root, prints, how.command)
+        if study.is_spent():
+            console.print(f"{part.name}: nothing left to do, {len(study.rows())} trials have ended", highlight=False)
+            continue
+        if target is None:
+            exit_code = _here(request, study, how, kept, prints, console)
+        else:
+            exit_code = _on_slurm(request, study, how, replace(target, code=kept), console)
+        if exit_code:
+            return exit_code
+        _conclude(request, study, prints, how, console)
     return 0
 
 
@@ -90,41 +112,60 @@ def corpora_of(search: Search) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*([search.pretrain_corpus] if search.pretrain_corpus else []), search.corpus]))
 
 
-def _fingerprints(search: Search, prints: available.Fingerprints) -> None:
-    for name in corpora_of(search):
-        prints(name)
+def _target(how: How, search: Search) -> Target | None:
+    """Where to submit workers; None on this machine. Raises UsageError for an unknown profile and where there is no SLURM."""
+    if how.cluster == "local":
+        return None
+    from experiments import cluster as clusters
+    from experiments.search import cluster
+
+    target = clusters.target(how.profile, how.workers, search.name)
+    cluster.check(target)
+    return target
 
 
-def _search(
-    request: Request,
-    part: Search,
-    console: Console,
-    workers: int | None,
-    cluster: str,
-    command: tuple[str, ...],
-    prints: available.Fingerprints,
-) -> int:
-    """Search one outer fold to the end of its budget, then write down and draw what was found."""
+def _here(request: Request, study: Study, how: How, kept: Path, prints: available.Fingerprints, console: Console) -> int:
     from experiments.search import pool, report
 
-    study = opened(part, request.runs_root, prints)
-    report.record(part, study, request.runs_root, prints, command)
-    if study.is_spent():
-        console.print(f"{part.name}: nothing left to do, {len(study.rows())} trials have ended", highlight=False)
-        return 0
-    keeper = pool.Pool(study, request.arguments(part.fold), pool.division(part, prints, workers), console)
+    share = pool.division(study.search, prints, how.workers)
     try:
-        code = keeper.run()
+        return pool.Pool(study, request.arguments(study.search.fold), share, kept, console).run()
     finally:
-        report.record(part, study, request.runs_root, prints, command)
-    if code == 0 and any(row.state == "done" for row in study.rows()):
-        study.draw(folder_of(request.runs_root, part) / "figures")
-        best = study.best()
-        console.print(
-            f"{part.name}: best is {pool.line_of(part, best, [best]).partition(';')[0]}", highlight=False, soft_wrap=True
-        )
-        console.print(f"as a preset: hicmae search best {request.name}{' --smoke' if request.smoke else ''}", highlight=False)
-    return code
+        report.record(study.search, study, request.runs_root, prints, how.command)
+
+
+def _on_slurm(request: Request, study: Study, how: How, target: Target, console: Console) -> int:
+    from experiments.search import cluster
+
+    words = request.arguments(study.search.fold)
+    workers = cluster.Workers(study, request.runs_root, words, how.workers, target, console)
+    if not workers.submit():
+        console.print(f"{study.search.name}: {workers.queued()} workers are in the queue already", highlight=False)
+    if not how.wait:
+        console.print(f"see `hicmae search status {request.name}` for how far they are", highlight=False)
+        return 0
+    try:
+        workers.wait()
+    except KeyboardInterrupt:
+        console.print("no longer waiting; the workers go on in SLURM", highlight=False)
+        return STOPPED
+    return 0
+
+
+def _conclude(request: Request, study: Study, prints: available.Fingerprints, how: How, console: Console) -> None:
+    """When the budget is spent, write down and draw what was found."""
+    from experiments.search import pool, report
+
+    search = study.search
+    if not study.is_spent() or not any(row.state == "done" for row in study.rows()):
+        return
+    report.record(search, study, request.runs_root, prints, how.command)
+    study.draw(study.folder / "figures")
+    best = study.best()
+    console.print(
+        f"{search.name}: best is {pool.line_of(search, best, [best]).partition(';')[0]}", highlight=False, soft_wrap=True
+    )
+    console.print(f"as a preset: hicmae search best {request.name}{' --smoke' if request.smoke else ''}", highlight=False)
 
 
 def _show(console: Console, search: Search, parts: list[Search], runs_root: Path, prints: available.Fingerprints) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import cost
+from experiments import cost, execution
 from experiments.available import Fingerprints
 from experiments.search.definition import Search, trial_name
 from experiments.search.study import Row, Study
@@ -43,6 +43,24 @@ def division(search: Search, prints: Fingerprints, workers: int | None) -> Share
     return share(Machine.here(), memory, workers) if workers is None or search.function is None else Share(workers, 1, 0)
 
 
+class News:
+    """Says of every trial, once, how it ended."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        self.study, self.console = study, console
+        self._shown = {row.number for row in study.rows() if row.state not in ("running", "waiting")}
+
+    def show(self) -> int:
+        """Print what is new; returns how many trials have ended since the last call."""
+        rows = self.study.rows()
+        new = [row for row in rows if row.number not in self._shown and row.state not in ("running", "waiting")]
+        for row in new:
+            self._shown.add(row.number)
+            seen = [other for other in rows if other.number in self._shown]
+            self.console.print(line_of(self.study.search, row, seen), highlight=False, soft_wrap=True)
+        return len(new)
+
+
 @dataclass
 class _Place:
     """A place for a worker, with its share of the machine."""
@@ -56,12 +74,12 @@ class _Place:
 class Pool:
     """Keeps `at_once` workers at a search until its budget is spent."""
 
-    def __init__(self, study: Study, arguments: Sequence[str], division: Share, console: Console) -> None:
-        self.study, self.arguments, self.console = study, arguments, console
+    def __init__(self, study: Study, arguments: Sequence[str], division: Share, code: Path, console: Console) -> None:
+        self.study, self.arguments, self.code, self.console = study, arguments, code, console
         self.places = list(_places(study.folder / "log", division))
         self.stopping = 0
         self.barren = 0
-        self._shown: set[int] = {row.number for row in study.rows() if row.state not in ("running", "waiting")}
+        self._news = News(study, console)
 
     def run(self) -> int:
         """Work to the end; returns the exit code: 0 when the budget is spent, 1 when workers gave up, 130 when stopped."""
@@ -89,7 +107,8 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **place.environment},
+                env={**os.environ, **execution.absolute_folders(), **place.environment},
+                cwd=self.code,
                 start_new_session=True,
             )
 
@@ -116,13 +135,8 @@ class Pool:
         self._start(place)
 
     def _show_news(self) -> None:
-        rows = self.study.rows()
-        for row in rows:
-            if row.number not in self._shown and row.state not in ("running", "waiting"):
-                self._shown.add(row.number)
-                self.barren = 0
-                seen = [other for other in rows if other.number in self._shown]
-                self.console.print(line_of(self.study.search, row, seen), highlight=False, soft_wrap=True)
+        if self._news.show():
+            self.barren = 0
 
     def _stop_all(self) -> None:
         """Ask the workers to let their runs write checkpoints; a second signal, or the end of patience, kills them."""

@@ -26,6 +26,8 @@ from experiments.search.definition import Budget, Search
 from experiments.study_file import FOLDER
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import runs_root
+from slurm import arrays
+from slurm.arrays import Array
 
 if TYPE_CHECKING:
     from experiments.search.judge import Verdict
@@ -107,23 +109,26 @@ def work(study: Study, judge: Callable[[OwnTrial], Verdict], stopping: Callable[
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.search.worker", description="One worker of a search.")
-    parser.add_argument("name", help="a search's name or a Python file with search()")
+    parser.add_argument("name", nargs="?", default="", help="a search's name or a Python file with search()")
     parser.add_argument("--fold", type=int, help="the outer fold")
     parser.add_argument("--runs", type=Path, default=runs_root(), help="folder of the run directories (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--gpu-hours", type=float)
+    parser.add_argument("--array", type=Path, help="as a task of this SLURM array: all other arguments are in its record")
     options = parser.parse_args(arguments)
+    array = arrays.read(options.array.parent.parent, options.array.name) if options.array else None
+    options = parser.parse_args(array.resources["arguments"]) if array else options
     folds = () if options.fold is None else (options.fold,)
     request = Request(options.name, options.runs, options.smoke, folds, options.trials, options.gpu_hours)
     try:
-        return _work_as_process(request)
+        return _work_as_process(request, array)
     except HicmaeError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
 
 
-def _work_as_process(request: Request) -> int:
+def _work_as_process(request: Request, array: Array | None) -> int:
     from experiments.search import report
     from experiments.search.judge import FunctionJudge, RunJudge, Stopped
 
@@ -147,10 +152,20 @@ def _work_as_process(request: Request) -> int:
     try:
         finished = work(study, judge, lambda: bool(stops))
     except Stopped:
+        if signal.SIGUSR2 in stops and array is not None:
+            _requeue(array)
         return STOPPED
     report.record(search, study, request.runs_root, prints)
     print(f"{finished} trials finished here; nothing left to begin", flush=True)
     return 0
+
+
+def _requeue(array: Array) -> None:
+    """Put this task of a SLURM array back into the queue: its time is up, the search goes on."""
+    from slurm import scheduler
+
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) < int(array.resources.get("max_requeues", 0)):
+        scheduler.requeue(f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}")
 
 
 if __name__ == "__main__":

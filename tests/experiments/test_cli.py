@@ -107,8 +107,9 @@ def test_a_dry_run_plans_without_data_and_says_what_is_missing(place: Path) -> N
     assert ended.returncode == 0, ended.stderr
     assert "pretrain     4    4" in ended.stdout
     assert "finetune    40   40" in ended.stdout
-    assert "missing corpus mafw: data not found; put them in $HICMAE_DATA/mafw" in ended.stdout
-    assert "missing corpus voxceleb2" in ended.stdout
+    assert "missing corpus voxceleb2: data not found; put them in $HICMAE_DATA/voxceleb2" in ended.stdout
+    assert "missing likewise: mafw" in ended.stdout
+    assert "of GPU time" in ended.stdout
     assert not (place / "runs").exists()
 
 

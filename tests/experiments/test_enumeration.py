@@ -89,7 +89,10 @@ def test_a_change_of_the_encoder_concerns_both_stages_and_one_of_the_head_does_n
 
 def test_a_stage_in_front_of_a_name_restricts_it() -> None:
     runs = study(Variant("long", {"finetune.optim.epochs": 30})).runs(prints)
-    assert {run.stage: run.config.optim.epochs for run in runs} == {"pretrain": 8, "finetune": 30}
+    assert {run.stage: run.config.optim.epochs for run in runs} == {
+        "pretrain": recipes.pretrain("smoke").optim.epochs,
+        "finetune": 30,
+    }
     runs = study(Variant("long", {"optim.epochs": 30})).runs(prints)
     assert {run.config.optim.epochs for run in runs} == {30}
 

@@ -21,7 +21,7 @@ class Hook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.received.append(json.loads(body))
-        self.send_response(500 if self.path == "/broken" else 204)
+        self.send_response(500 if self.path.startswith("/broken") else 204)
         self.end_headers()
 
     def log_message(self, *_: object) -> None: ...

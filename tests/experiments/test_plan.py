@@ -25,6 +25,8 @@ from hicmae.config import change
 from hicmae.record import RunRecord
 from slurm.state import read_states
 
+EPOCHS = presets.finetune("smoke").optim.epochs
+
 
 def prints(_: str) -> str:
     return "x"
@@ -126,14 +128,16 @@ def test_a_run_on_a_machine_that_fell_silent_is_unknown_not_dead(tmp_path: Path)
 
 def test_what_changed_since_the_last_launch_is_told_field_by_field(tmp_path: Path) -> None:
     launched(small(), tmp_path)
-    changed = small(variants=(Variant("on", {"finetune.optim.epochs": 12}), Variant("off", {"head.feature_fusion": "last"})))
+    changed = small(
+        variants=(Variant("on", {"finetune.optim.epochs": EPOCHS + 4}), Variant("off", {"head.feature_fusion": "last"}))
+    )
     plan = plan_of(changed, tmp_path, study_file.read(tmp_path, "small"))
     (only,) = plan.changes
-    assert dict(only.fields) == {"optim.epochs": (8, 12)}
+    assert dict(only.fields) == {"optim.epochs": (EPOCHS, EPOCHS + 4)}
     assert len(only.run_ids) == 2
     assert len(plan.orphans) == 2
     told = text_of(plan)
-    assert "optim.epochs: 8 → 12" in told
+    assert f"optim.epochs: {EPOCHS} → {EPOCHS + 4}" in told
     assert "2 recorded runs no longer belong to the study" in told
 
 

@@ -138,12 +138,13 @@ def _resonators(centres_hz: Array, widths_hz: Array) -> Array:
 
 
 def _through(source: Array, sections: Array) -> Array:
-    """Filter (M,) with sections that change at every step, the filter's memory carried over."""
+    """Filter (M,) with sections (N, S, 6) that change every other step, 10 ms; the filter's memory is carried over."""
     filtered = np.zeros_like(source)
     memory = np.zeros((sections.shape[1], 2))
-    for step, first in enumerate(range(0, len(source), STEP_SAMPLES)):
-        block = slice(first, first + STEP_SAMPLES)
-        filtered[block], memory = sosfilt(sections[min(step, len(sections) - 1)], source[block], zi=memory)
+    for step in range(0, len(sections), 2):
+        block = slice(step * STEP_SAMPLES, (step + 2) * STEP_SAMPLES)
+        if source[block].size:
+            filtered[block], memory = sosfilt(sections[step], source[block], zi=memory)
     return filtered
 
 

@@ -109,7 +109,8 @@ def _video_stream(container: OutputContainer, codec: Codec, frames: Frames, fps:
 
 
 def _audio_stream(container: OutputContainer, codec: Codec) -> AudioStream:
-    stream = container.add_stream(codec.audio, rate=codec.audio_rate_hz, layout="mono", bit_rate=64_000)
+    options = {"aac_coder": "fast"} if codec.audio == "aac" else {}
+    stream = container.add_stream(codec.audio, rate=codec.audio_rate_hz, options=options, layout="mono", bit_rate=64_000)
     assert isinstance(stream, AudioStream)
     stream.codec_context.thread_count = 1
     stream.codec_context.flags |= BITEXACT

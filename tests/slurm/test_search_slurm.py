@@ -1,0 +1,145 @@
+"""A search on a real SLURM: one array of workers, an exact budget through preemption, time limits and cancelled workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm import arrays
+
+pytestmark = [
+    pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.usefixtures("cluster"),
+]
+CHECKOUT = Path(__file__).resolve().parents[2]
+DECLARATION = """
+    import os, time
+    from pathlib import Path
+    from experiments.search import Budget, Float, Int, Search
+    from hicmae.record import append_line
+
+    LOG = Path(__file__).with_name("calls.jsonl")
+
+    def value(params):
+        append_line(LOG, {{"at": "begin", "job": os.environ.get("SLURM_JOB_ID"), "params": params}})
+        time.sleep({pause_s})
+        append_line(LOG, {{"at": "end", "job": os.environ.get("SLURM_JOB_ID"), "params": params}})
+        return (params["x"] - 0.25) ** 2 + params["k"]
+
+    def search():
+        return Search(
+            name="on_slurm", title="On SLURM", objective=value, direction="minimize",
+            space={{"x": Float(-1, 1), "k": Int(0, 3)}}, budget=Budget(trials={trials}),
+        )
+"""
+PROFILES = """
+[testbed]
+memory_gb = 1
+cpus_per_task = 1
+{more}
+"""
+
+
+class Place:
+    """A folder, with a name that a shell would stumble over, from which searches are launched."""
+
+    def __init__(self, folder: Path, trials: int, pause_s: float, more: str = "") -> None:
+        self.folder = folder / "a 'b' $(touch hacked); #"
+        (self.folder / "home" / "hicmae").mkdir(parents=True)
+        (self.folder / "home" / "hicmae" / "slurm.toml").write_text(PROFILES.format(more=more))
+        (self.folder / "mine.py").write_text(textwrap.dedent(DECLARATION.format(trials=trials, pause_s=pause_s)))
+
+    def hicmae(self, *words: str) -> str:
+        homes = {name: str(self.folder / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+        environment = {**os.environ, **homes, "HICMAE_RUNS": str(self.folder / "runs"), "PYTHONPATH": str(CHECKOUT)}
+        command = [sys.executable, "-m", "experiments.cli", *words]
+        ended = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=550, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr + self.outputs()
+        return ended.stdout
+
+    def search(self, *words: str) -> str:
+        return self.hicmae("search", "run", "./mine.py", "--cluster", "slurm", "--profile", "testbed", "--yes", *words)
+
+    def trials(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.hicmae("search", "status", "./mine.py", "--json"))["trials"])
+
+    def calls(self, at: str) -> list[dict[str, Any]]:
+        path = self.folder / "calls.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if line["at"] == at]
+
+    def arrays(self) -> list[arrays.Array]:
+        folders = sorted((self.folder / "runs" / "_slurm").glob("workers-*"), key=lambda path: path.stat().st_mtime)
+        return [arrays.read(self.folder / "runs", path.name) for path in folders]
+
+    def outputs(self) -> str:
+        return "".join(path.read_text() for path in self.folder.glob("runs/_slurm/*/*.out"))
+
+    def is_whole(self, trials: int) -> None:
+        """Every trial of the budget is there once, with the value that was worked out for it once."""
+        found = self.trials()
+        assert [trial["number"] for trial in found] == list(range(trials)), self.outputs()
+        assert {trial["state"] for trial in found} == {"done"}, found
+        ended = Counter(json.dumps(call["params"], sort_keys=True) for call in self.calls("end"))
+        assert ended == {json.dumps(trial["params"], sort_keys=True): 1 for trial in found}
+        assert not list(self.folder.rglob("hacked")), "a path was executed"
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {limit_s} s in vain"
+        time.sleep(0.3)
+
+
+def test_four_workers_meet_the_budget_through_preemption_and_a_cancelled_worker(tmp_path: Path) -> None:
+    place = Place(tmp_path, trials=60, pause_s=1.0)
+    assert "submitted 4 workers as job" in place.search("--workers", "4")
+    assert "4 workers are in the queue already" in place.search("--workers", "4"), "launching twice submits once"
+    until(lambda: len({call["job"] for call in place.calls("end")}) == 4)
+    job = place.arrays()[0].job_id
+    slurm("scancel", f"{job}_1")
+    urgent = slurm(
+        "sbatch", "--parsable", "--partition=high", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 2"
+    )
+    until(lambda: slurm("squeue", "--noheader", f"--job={urgent.strip()}", "--states=all", "--format=%T").strip() == "COMPLETED")
+    told = place.search("--workers", "4", "--wait")
+    assert "submitted 1 workers" in told, "the cancelled one is replaced, the preempted ones come back by themselves"
+    place.is_whole(60)
+    assert "60 of 60 ended" in told and "best is trial" in told
+    assert "nothing left to do, 60 trials have ended" in place.search()
+
+
+def test_a_worker_at_its_time_limit_goes_back_into_the_queue(tmp_path: Path) -> None:
+    place = Place(tmp_path, trials=40, pause_s=4.0, more="time_h = 0.0167\nsignal_delay_s = 30")
+    place.search("--workers", "2", "--wait")
+    place.is_whole(40)
+    assert len(place.arrays()) == 1, "nobody had to submit again"
+    restarts = slurm(
+        "sacct", "--noheader", "--duplicates", "--allocations", f"--jobs={place.arrays()[0].job_id}", "--format=State"
+    )
+    assert restarts.split().count("REQUEUED") >= 2
+
+
+def test_what_a_worker_cannot_use_is_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path, trials=2, pause_s=0.0, more="nodes = 2")
+    with pytest.raises(AssertionError, match="a search's worker is one process, the profile asks for 2 nodes"):
+        place.search()
