@@ -34,6 +34,10 @@ class ClipError(HicmaeError):
         self.path = str(path)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
+        """Workers raise it across processes, where exceptions are rebuilt from their arguments."""
+        return type(self), (self.path, self.reason)
+
 
 class RecordError(HicmaeError):
     """A run directory whose record is missing, half-written or damaged."""

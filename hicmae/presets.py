@@ -119,7 +119,7 @@ def _smoke_finetune(corpus: str, outputs: int) -> FinetuneConfig:
             base_lr=1.6e-2,
             base_min_lr=1e-5,
             batch_size=16,
-            epochs=8,
+            epochs=10,
             warmup_epochs=1,
             betas=(0.9, 0.999),
             layer_decay=0.9,

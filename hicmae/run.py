@@ -239,6 +239,7 @@ class Attempt:
         corpus = corpora.get(config.data.corpus)
         hours = progress.elapsed_s / 3600 * self.world.size
         snapshot = self.record.snapshot()
+        judged = parts.get("test") or parts.get("validation")
         skipped = {problem.sample_id: str(problem) for part in parts.values() for problem in part.skipped}
         return {
             "run_id": self.record.id,
@@ -257,7 +258,7 @@ class Attempt:
             "cpu_hours": progress.cpu_s / 3600 * self.world.size,
             "parameters": self.parameters,
             "n_train": len(parts["train"].samples),
-            "n_test": len(parts["test"].samples) if "test" in parts else 0,
+            "n_test": len(judged.samples) if judged else 0,
             "skipped_clips": [skipped[name] for name in sorted(skipped)],
             "train_loss_first": progress.first_loss,
             "train_loss_last": progress.last_loss,

@@ -6,6 +6,7 @@ Okabe and Ito (2008). The same numbers give the same files.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,17 @@ def draw_all(analysis: Analysis, runs_root: Path, folder: Path) -> list[Picture]
     if analysis.ranking:
         text = "Critical differences: mean rank over the corpora (1 is best); a bar joins methods whose difference is not shown."
         pictures.append(_saved(folder / "ranks", text, lambda: _ranks(analysis)))
+    return pictures + _of_search(runs_root / "_studies" / analysis.study.name / "figures", folder)
+
+
+def _of_search(drawn: Path, folder: Path) -> list[Picture]:
+    """The pictures that a hyper-parameter search has drawn of its trials."""
+    pictures = []
+    for png in sorted(drawn.glob("*.png")):
+        picture = Picture(folder / f"search-{png.stem}", f"Search: {png.stem.replace('_', ' ')} of the trials.")
+        shutil.copyfile(png, picture.png)
+        shutil.copyfile(png.with_suffix(".pdf"), picture.pdf)
+        pictures.append(picture)
     return pictures
 
 

@@ -25,7 +25,7 @@ from reports.corpora import words
 from reports.predictions import Predictions, read_predictions
 
 STUDIES = "_studies"
-SELECTIONS = ("last", "oracle", "validation")
+SELECTIONS = ("last", "oracle", "validation", "inner")
 TOLERANCE = 0.01  # percentage points between a recorded metric and the one computed from its predictions
 
 

@@ -47,6 +47,8 @@ class How:
 
 def launch(request: Request, how: How, console: Console) -> int:
     """Search every wanted outer fold; returns the exit code: 0 when all budgets are spent (or submitted), 130 when stopped."""
+    from experiments.search import report
+
     if how.cluster not in CLUSTERS:
         raise_unknown("cluster", how.cluster, CLUSTERS)
     search = requested(request)
@@ -63,22 +65,24 @@ def launch(request: Request, how: How, console: Console) -> int:
     prints.require(corpora_of(search))
     target = _target(how, search)
     _confirm(search, how.yes)
-    from experiments.search import report
-
-    kept = code.take(request.runs_root).path
+    kept = code.take(request.runs_root)
     for part in parts:
         study = opened(part, request.runs_root, prints)
-        report.record(part, study, request.runs_root, prints, how.command)
+        study.keep_budget()
+        report.record(part, study, request.runs_root, prints, how.command, kept.to_json())
         if study.is_spent():
             console.print(f"{part.name}: nothing left to do, {len(study.rows())} trials have ended", highlight=False)
+            if not (study.folder / "figures").exists():  # they ended where nobody waited for them
+                _conclude(request, study, console)
             continue
         if target is None:
-            exit_code = _here(request, study, how, kept, prints, console)
+            exit_code = _here(request, study, how, kept.path, prints, console)
         else:
-            exit_code = _on_slurm(request, study, how, replace(target, code=kept), console)
+            exit_code = _on_slurm(request, study, how, replace(target, code=kept.path), console)
         if exit_code:
             return exit_code
-        _conclude(request, study, prints, how, console)
+        report.record(part, study, request.runs_root, prints)
+        _conclude(request, study, console)
     return 0
 
 
@@ -125,13 +129,10 @@ def _target(how: How, search: Search) -> Target | None:
 
 
 def _here(request: Request, study: Study, how: How, kept: Path, prints: available.Fingerprints, console: Console) -> int:
-    from experiments.search import pool, report
+    from experiments.search import pool
 
     share = pool.division(study.search, prints, how.workers)
-    try:
-        return pool.Pool(study, request.arguments(study.search.fold), share, kept, console).run()
-    finally:
-        report.record(study.search, study, request.runs_root, prints, how.command)
+    return pool.Pool(study, request.arguments(study.search.fold), share, kept, console).run()
 
 
 def _on_slurm(request: Request, study: Study, how: How, target: Target, console: Console) -> int:
@@ -152,14 +153,13 @@ def _on_slurm(request: Request, study: Study, how: How, target: Target, console:
     return 0
 
 
-def _conclude(request: Request, study: Study, prints: available.Fingerprints, how: How, console: Console) -> None:
-    """When the budget is spent, write down and draw what was found."""
-    from experiments.search import pool, report
+def _conclude(request: Request, study: Study, console: Console) -> None:
+    """When the budget is spent, draw what was found and name the best."""
+    from experiments.search import pool
 
     search = study.search
     if not study.is_spent() or not any(row.state == "done" for row in study.rows()):
         return
-    report.record(search, study, request.runs_root, prints, how.command)
     study.draw(study.folder / "figures")
     best = study.best()
     console.print(

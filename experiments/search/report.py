@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,20 +28,30 @@ BEST = "_best"  # ends the name of the study that runs a search's best configura
 
 
 def record(
-    search: Search, study: Study, runs_root: Path, fingerprint: Callable[[str], str], command: tuple[str, ...] = ()
-) -> Path:
-    """Write the study file: whole, and by one process at a time."""
-    rows = study.rows()
-    values = contents(search, rows, fingerprint) if search.function is None else {}
-    path = study_file.path_of(runs_root, search.name)
+    search: Search,
+    study: Study,
+    runs_root: Path,
+    fingerprint: Callable[[str], str],
+    command: Sequence[str] = (),
+    snapshot: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the study file, whole, by one process at a time; command and snapshot stay those of the last launch.
+
+    A search over a function has no runs; its trials are written to summary.json in the study's folder.
+    """
     with SharedLock(study.folder / "study-file.lock"):
-        before = study_file.read_or_none(runs_root, search.name) or {}
-        known = {"created": before.get("created", time.time()), "command": shlex.join(command) or before.get("command", "")}
-        if search.function is None:
-            write_json(path, {**values, **known, "search": summary(search, rows)})
-        else:
+        rows = study.rows()
+        if search.function is not None:
             write_json(study.folder / "summary.json", summary(search, rows))
-    return path
+            return
+        before = study_file.read_or_none(runs_root, search.name) or {}
+        launched = {
+            "created": before.get("created", time.time()),
+            "command": shlex.join(command) or before.get("command", ""),
+            "snapshot": dict(snapshot or before.get("snapshot", {})),
+        }
+        values = contents(search, rows, fingerprint)
+        write_json(study_file.path_of(runs_root, search.name), {**values, **launched, "search": summary(search, rows)})
 
 
 def contents(search: Search, rows: list[Row], fingerprint: Callable[[str], str]) -> dict[str, Any]:
@@ -58,7 +67,6 @@ def contents(search: Search, rows: list[Row], fingerprint: Callable[[str], str])
     return {
         **described,
         "table": {**described["table"], "columns": list(search.space), "selection": INNER, "metrics": [search.metric]},
-        "snapshot": {"python": sys.version.split()[0]},
         "fingerprints": prints,
         "runs": runs,
     }

@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.search import space as spaces
 from experiments.search.claims import Claim, Claims, SharedLock
-from experiments.search.definition import Search
+from experiments.search.definition import Budget, Search
 from experiments.search.space import Bundle, Choice, Dimension, Float, Params
 from hicmae.errors import UsageError, raise_unknown
 from hicmae.seeding import derive
@@ -121,10 +121,15 @@ class Study:
         try:
             if not url and not (folder / JOURNAL).exists():
                 raise KeyError(search.name)
-            storage = _storage(folder, url)
-            return cls(search, folder, optuna.load_study(study_name=search.name, storage=storage))
+            study = optuna.load_study(study_name=search.name, storage=_storage(folder, url))
         except KeyError:
             raise UsageError(f"{search.name}: was never begun in {folder.parent.parent}; `hicmae search run` begins it") from None
+        budget = study.user_attrs.get("budget")
+        return cls(replace(search, budget=Budget(**budget)) if budget else search, folder, study)
+
+    def keep_budget(self) -> None:
+        """Write down the budget of a launch, which may be another than the declared one."""
+        self._study.set_user_attr("budget", asdict(self.search.budget))
 
     def claim(self) -> OwnTrial | None:
         """A trial to work on: a dead worker's first, else a new one from the sampler; None when the budget is spent."""

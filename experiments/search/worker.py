@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -81,8 +82,13 @@ def opened(search: Search, runs_root: Path, prints: Fingerprints) -> Study:
     return Study.open(search, folder_of(runs_root, search), os.environ.get(STORAGE), search.identity(prints))
 
 
-def work(study: Study, judge: Callable[[OwnTrial], Verdict], stopping: Callable[[], bool] = lambda: False) -> int:
-    """Judge trials until nothing is left to begin; how many were finished here.
+def work(
+    study: Study,
+    judge: Callable[[OwnTrial], Verdict],
+    stopping: Callable[[], bool] = lambda: False,
+    after: Callable[[], object] = lambda: None,
+) -> int:
+    """Judge trials until nothing is left to begin, calling `after` each; how many were finished here.
 
     Raises Stopped when asked to stop, and HicmaeError after three failures in a row.
     """
@@ -96,6 +102,7 @@ def work(study: Study, judge: Callable[[OwnTrial], Verdict], stopping: Callable[
             trial.give_back()
             raise
         study.tell(trial, verdict.value, pruned=verdict.pruned, reason=verdict.reason)
+        after()
         finished += 1
         failures = failures + 1 if verdict.value is None and not verdict.pruned else 0
         if failures == MAX_FAILURES:
@@ -144,13 +151,13 @@ def _work_as_process(request: Request, array: Array | None) -> int:
         raise UsageError(f"{request.name} has {len(parts)} outer folds, each with a search of its own: name one with --fold")
     search, prints = parts[0], Fingerprints()
     study = opened(search, request.runs_root, prints)
-    judge: Callable[[OwnTrial], Verdict]
-    if search.function is not None:
-        judge = FunctionJudge(search.function)
-    else:
-        judge = RunJudge(search, study, request.runs_root, prints, lambda: bool(stops))
     try:
-        finished = work(study, judge, lambda: bool(stops))
+        if search.function is not None:
+            finished = work(study, FunctionJudge(search.function), lambda: bool(stops))
+        else:
+            judge = RunJudge(search, study, request.runs_root, prints, lambda: bool(stops))
+            after = partial(report.record, search, study, request.runs_root, prints)
+            finished = work(study, judge, lambda: bool(stops), after)
     except Stopped:
         if signal.SIGUSR2 in stops and array is not None:
             _requeue(array)

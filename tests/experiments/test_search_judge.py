@@ -20,16 +20,18 @@ import pytest
 from judged_run import top
 
 from experiments import study_file
-from experiments.search import Budget, Float, Search, report
+from experiments.search import Budget, Float, Search, launch, report
 from experiments.search import space as spaces
 from experiments.search.judge import RunJudge, Stopped
 from experiments.search.study import OwnTrial, Row, Study
-from experiments.search.worker import folder_of, work
+from experiments.search.worker import Request, folder_of, work
+from hicmae import presets
 from hicmae.config import run_id
-from hicmae.errors import HicmaeError
+from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord, read_lines
 
 LR = "finetune.optim.base_lr"
+RECIPE = presets.finetune("smoke").optim.base_lr
 
 
 def print_of(corpus: str) -> str:
@@ -96,7 +98,7 @@ def test_a_trials_value_is_the_metric_of_its_run_on_the_validation_part(tmp_path
         assert row.reports == pytest.approx({epoch: top(row.params[LR]) * epoch / 4 for epoch in (1, 2, 3, 4)})
         assert run_id(record.config()) == record.id and worked(record) == [1, 2, 3, 4]
         assert row.notes["hours"] > 0
-    assert rows[0].params == bench.search.recipe() == {LR: 0.016}, "the recipe itself comes first"
+    assert rows[0].params == bench.search.recipe() == {LR: RECIPE}, "the recipe itself comes first"
 
 
 def test_a_recorded_run_is_read_and_not_run_again(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_run_that_another_process_executes_is_waited_for(tmp_path: Path) -> No
         time.sleep(0.01)
     rows = bench.work()
     assert other.wait() == 0
-    assert rows[0].value == pytest.approx(top(0.016)) and worked(record) == [1, 2, 3, 4]
+    assert rows[0].value == pytest.approx(top(RECIPE)) and worked(record) == [1, 2, 3, 4]
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +146,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: p
 def test_a_stopped_worker_leaves_a_checkpoint_and_its_trial_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGED_PAUSE_S", "0.2")
     bench = Bench(tmp_path, budget=Budget(trials=1))
-    record = bench.record({LR: 0.016})
+    record = bench.record({LR: RECIPE})
     with pytest.raises(Stopped):
         work(bench.study, bench.judge(stopping=lambda: bool(worked(record))))
     assert bench.study.rows()[0].state == "running" and bench.study.rows()[0].notes["runs"] == [record.id]
     assert record.state() == "interrupted" and record.events()[-1]["event"] == "preempted"
-    assert bench.work()[0].value == pytest.approx(top(0.016))
+    assert bench.work()[0].value == pytest.approx(top(RECIPE))
     assert worked(record) == [1, 2, 3, 4], "nothing was done twice"
 
 
@@ -281,8 +283,26 @@ def test_what_was_chosen_in_each_outer_fold_runs_on_its_test_part_alone(tmp_path
     tunings = {(run.fold, run.variants): run.config for run in runs if run.stage == "finetune"}
     assert set(tunings) == {(fold, (variant,)) for fold in (1, 2) for variant in ("recipe", "best")}
     for (fold, (variant,)), config in tunings.items():
-        chosen = {1: 1e-3, 2: 5e-3}[fold or 0] if variant == "best" else 0.016
+        chosen = {1: 1e-3, 2: 5e-3}[fold or 0] if variant == "best" else RECIPE
         assert config.optim.base_lr == chosen
         assert config.evaluation.selection == "last"  # type: ignore[union-attr]
     assert runs[0].stage == "pretrain" and len([run for run in runs if run.stage == "pretrain"]) == 1
     assert study.name == "judged_best" and study.table.baseline == "recipe"
+
+
+def test_what_was_chosen_is_not_run_before_the_budget_is_spent(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    declared = "name='judged', title='', corpus='synthetic', size='smoke', pretrain_corpus=None, folds=(1,), pruner='NopPruner'"
+    path.write_text(
+        "from experiments.search import Budget, Float, Search\n"
+        f"def search(): return Search({declared}, budget=Budget(trials=9), space={{'{LR}': Float(1e-4, 1e-1, log=True)}})\n"
+    )
+    bench = Bench(tmp_path, name="judged_fold1", budget=Budget(trials=3), base={})
+    request = Request(str(path), bench.root)
+    bench.work()
+    with pytest.raises(UsageError, match=r"judged_fold1: its budget is not spent yet; run `hicmae search run"):
+        launch.best_of(request)
+    bench.study.keep_budget()  # as a launch with --trials 3 does
+    chosen = launch.best_of(request)
+    assert isinstance(chosen, report.NestedExperiment) and chosen.name == "judged_best"
+    assert chosen.deltas == {1: bench.study.best().params}

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hicmae import presets
 from hicmae.data import synthetic
 from hicmae.record import RunRecord, read_lines
 
@@ -87,7 +88,8 @@ def test_thirty_trials_beat_the_recipe_and_what_they_chose_is_judged_on_the_test
     assert [trial["number"] for trial in found] == list(range(30))
     assert {trial["state"] for trial in found} <= {"done", "pruned"}
     recipe, best = found[0], min((trial for trial in found if trial["state"] == "done"), key=lambda trial: trial["value"])
-    assert recipe["params"] == {"optim.base_lr": 0.016, "optim.layer_decay": 0.9}
+    optim = presets.finetune("smoke").optim
+    assert recipe["params"] == {"optim.base_lr": optim.base_lr, "optim.layer_decay": optim.layer_decay}
     assert best["value"] < 0.95 * recipe["value"], "the search found a clearly better point than the recipe"
     record = RunRecord(place / "runs" / best["notes"]["runs"][0])
     result = record.result() or {}

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from hicmae.data import synthetic
+from hicmae.record import RunRecord
 from slurm import arrays
 
 pytestmark = [
@@ -44,10 +46,22 @@ DECLARATION = """
             space={{"x": Float(-1, 1), "k": Int(0, 3)}}, budget=Budget(trials={trials}),
         )
 """
+TRAINED = """
+    from experiments.search import Budget, Float, Search
+
+    SHORT = {"optim.epochs": 1, "optim.warmup_epochs": 0, "optim.batch_size": 4, "evaluation.validation_fraction": 0.5}
+
+    def search():
+        return Search(
+            name="trained", title="Trained", corpus="synthetic", folds=(1,), size="smoke", pretrain_corpus="synthetic",
+            base=SHORT, space={"finetune.optim.base_lr": Float(1e-3, 1e-1, log=True)}, budget=Budget(trials=4), pruner="NopPruner",
+        )
+"""
 PROFILES = """
 [testbed]
-memory_gb = 1
+memory_gb = 2
 cpus_per_task = 1
+environment = {{ HICMAE_WORKERS = "0" }}
 {more}
 """
 
@@ -63,7 +77,8 @@ class Place:
 
     def hicmae(self, *words: str) -> str:
         homes = {name: str(self.folder / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
-        environment = {**os.environ, **homes, "HICMAE_RUNS": str(self.folder / "runs"), "PYTHONPATH": str(CHECKOUT)}
+        places = {"HICMAE_DATA": str(self.folder / "data"), "HICMAE_RUNS": str(self.folder / "runs"), "PYTHONPATH": str(CHECKOUT)}
+        environment = {**os.environ, **homes, **places}
         command = [sys.executable, "-m", "experiments.cli", *words]
         ended = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=550, check=False
@@ -111,7 +126,7 @@ def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
 
 
 def test_four_workers_meet_the_budget_through_preemption_and_a_cancelled_worker(tmp_path: Path) -> None:
-    place = Place(tmp_path, trials=60, pause_s=1.0)
+    place = Place(tmp_path, trials=500, pause_s=0.1)
     assert "submitted 4 workers as job" in place.search("--workers", "4")
     assert "4 workers are in the queue already" in place.search("--workers", "4"), "launching twice submits once"
     until(lambda: len({call["job"] for call in place.calls("end")}) == 4)
@@ -123,9 +138,9 @@ def test_four_workers_meet_the_budget_through_preemption_and_a_cancelled_worker(
     until(lambda: slurm("squeue", "--noheader", f"--job={urgent.strip()}", "--states=all", "--format=%T").strip() == "COMPLETED")
     told = place.search("--workers", "4", "--wait")
     assert "submitted 1 workers" in told, "the cancelled one is replaced, the preempted ones come back by themselves"
-    place.is_whole(60)
-    assert "60 of 60 ended" in told and "best is trial" in told
-    assert "nothing left to do, 60 trials have ended" in place.search()
+    place.is_whole(500)
+    assert "500 of 500 ended" in told and "best is trial" in told
+    assert "nothing left to do, 500 trials have ended" in place.search()
 
 
 def test_a_worker_at_its_time_limit_goes_back_into_the_queue(tmp_path: Path) -> None:
@@ -137,6 +152,22 @@ def test_a_worker_at_its_time_limit_goes_back_into_the_queue(tmp_path: Path) -> 
         "sacct", "--noheader", "--duplicates", "--allocations", f"--jobs={place.arrays()[0].job_id}", "--format=State"
     )
     assert restarts.split().count("REQUEUED") >= 2
+
+
+def test_real_trials_are_trained_on_slurm(tmp_path: Path) -> None:
+    place = Place(tmp_path, trials=0, pause_s=0.0)
+    (place.folder / "mine.py").write_text(textwrap.dedent(TRAINED))
+    synthetic.generate(place.folder / "data" / "synthetic", speakers=4, clips_per_speaker=4, seconds=1.5, size_px=64, folds=2)
+    told = place.search("--workers", "4", "--wait")
+    assert "submitted 4 workers" in told and "4 of 4 ended" in told
+    trials = place.trials()
+    assert [trial["state"] for trial in trials] == ["done"] * 4
+    study = json.loads((place.folder / "runs" / "_studies" / "trained_fold1.json").read_text())
+    records = [RunRecord(place.folder / "runs" / run["run_id"]) for run in study["runs"]]
+    assert [record.state() for record in records] == ["done"] * 5, "one pre-training, four fine-tunings"
+    starts = [event for record in records for event in record.events() if event["event"] == "started"]
+    assert len(starts) == 5, "the pre-training that all four wanted was trained once"
+    assert study["snapshot"]["commit"] and records[0].snapshot()["code"]["commit"] == study["snapshot"]["commit"]
 
 
 def test_what_a_worker_cannot_use_is_refused(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def generate(
         with FileLock(str(root / ".lock")):  # a second caller waits, then finds the work done
             _claim(root, recipe)
             missing = [row for row in rows if not _is_there(root / row.file)]
-            _make(root, recipe, missing, progress or _silent, processes or len(os.sched_getaffinity(0)))
+            _make(root, recipe, missing, progress or _silent, processes or _cores())
             if missing or not (root / MANIFEST).exists():
                 _write_whole(root / MANIFEST, _manifest(rows))
     except OSError as error:
@@ -172,6 +172,11 @@ def _made(root: Path, recipe: Recipe, rows: list[Row], processes: int) -> Iterat
         raise HicmaeError(f"{root}: a process that made clips was killed, perhaps out of memory; start again to go on") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use, which on a shared machine are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _attend_to_parent() -> None:
