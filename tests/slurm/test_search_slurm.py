@@ -54,7 +54,8 @@ TRAINED = """
     def search():
         return Search(
             name="trained", title="Trained", corpus="synthetic", folds=(1,), size="smoke", pretrain_corpus="synthetic",
-            base=SHORT, space={"finetune.optim.base_lr": Float(1e-3, 1e-1, log=True)}, budget=Budget(trials=4), pruner="NopPruner",
+            base=SHORT, space={"finetune.optim.base_lr": Float(1e-3, 1e-1, log=True)}, budget=Budget(trials=4),
+            pruner="NopPruner",
         )
 """
 PROFILES = """
