@@ -219,7 +219,7 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> Experiment:
     """The study of a name, or of a Python file that defines `study()`. Raises UsageError when there is none."""
     if is_file(name):
-        return _study(_module_at(Path(name)))
+        return _study(load_file(Path(name)))
     if name not in names():
         raise_unknown("experiment", name, names())
     module = f"experiments.{name}" if name in _OWN else f"ablations.{name.removeprefix('ablation_')}"
@@ -239,7 +239,8 @@ def _study(module: ModuleType) -> Experiment:
     return experiment
 
 
-def _module_at(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
+    """Execute a user's Python file as a module. Raises UsageError when it is none."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; an experiment is a name ({', '.join(names())}) or a Python file")
     spec = importlib.util.spec_from_file_location(f"hicmae_study_{path.stem}", path)

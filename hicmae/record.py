@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def runs_root() -> Path:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("w") as file:
             json.dump(values, file, indent=1, sort_keys=True, allow_nan=False)

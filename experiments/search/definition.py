@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments import recipes
-from experiments.experiment import Experiment, Run, Variant, _module_at, is_file, split_delta
+from experiments.experiment import Experiment, Run, Variant, is_file, load_file, split_delta
 from experiments.search import space as spaces
 from experiments.search.space import Space
 from hicmae.config import flatten
@@ -35,6 +36,7 @@ FIXED_FIELDS = (
     *("evaluation.selection", "evaluation.oracle"),
 )
 LOWER_IS_BETTER = ("loss", "MAE", "RMSE")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 Function = Callable[[Mapping[str, Any]], float]
 
 
@@ -104,6 +106,8 @@ class Search:
     smoke: Mapping[str, Any] = field(default_factory=dict)  # fields of this class that differ at smoke size
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise UsageError(f"search name {self.name!r}: use letters, digits, '_', '-', '+' and '.' only (it names files)")
         spaces.check_shape(self.space)
         if self.splits < 1:
             raise UsageError(f"{self.name}: splits = {self.splits}: must be at least 1")
@@ -211,7 +215,7 @@ class Search:
                 "corpus": self.corpus,
                 "fold": self.fold,
                 "splits": self.splits,
-                "recipe": recipe,
+                "base configuration and data": recipe,
             }
         return dict(json.loads(json.dumps(values, default=str)))
 
@@ -230,7 +234,7 @@ def find(name: str) -> Search:
     if is_file(name):
         if not Path(name).is_file():
             raise UsageError(f"{name}: no such file; a search is a name ({', '.join(names())}) or a Python file with search()")
-        module = _module_at(Path(name))
+        module = load_file(Path(name))
     elif name in names():
         module = importlib.import_module(f"experiments.{name}")
     else:
@@ -247,7 +251,7 @@ def find(name: str) -> Search:
 def is_search(name: str) -> bool:
     """Whether a name, or a Python file, is that of a search rather than of an experiment."""
     if is_file(name):
-        return Path(name).is_file() and callable(getattr(_module_at(Path(name)), "search", None))
+        return Path(name).is_file() and callable(getattr(load_file(Path(name)), "search", None))
     return name in names()
 
 

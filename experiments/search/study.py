@@ -100,6 +100,8 @@ class Study:
     def open(cls, search: Search, folder: Path, url: str | None, identity: Mapping[str, Any]) -> Study:
         """The study of a search, made when there is none. Raises UsageError when its name is in use for another search."""
         folder.mkdir(parents=True, exist_ok=True)
+        # Claims lie in the folder, so a database must not serve two of them.
+        identity = {**identity, **({"folder": str(folder.absolute())} if url else {})}
         with SharedLock(folder / "study.lock"):
             storage = _storage(folder, url)
             study = optuna.create_study(

@@ -97,11 +97,22 @@ def test_thirty_trials_beat_the_recipe_and_what_they_chose_is_judged_on_the_test
     splits = {point["split"] for point in record.metrics()}
     assert "validation" in splits and "test" not in splits, "no trial looks at the test part"
     assert "nothing left to do, 30 trials have ended" in launched(path)
+    _is_reported(place)
     launched(path, "--use-best")
     judged = json.loads((place / "runs" / "_studies" / "tuned_best.json").read_text())["runs"]
     results = {run["variants"][0]: RunRecord(place / "runs" / run["run_id"]).result() or {} for run in judged}
     assert {name: set(result["metrics"]) for name, result in results.items()} == {"recipe": {"last"}, "best": {"last"}}
     assert all(result["n_test"] == 24 and result["n_train"] == 48 for result in results.values())
+
+
+def _is_reported(place: Path) -> None:
+    """The report has a row for each trial that was run to its end, and the search's figures."""
+    words = ["report", "tuned_fold1", "--no-pdf", "--out", str(place / "report")]
+    ended = subprocess.run([sys.executable, "-m", "experiments.cli", *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    pictures = {file.name for file in (place / "report" / "tuned_fold1" / "figures").iterdir()}
+    assert {"search-history.png", "search-slice.pdf", "search-parallel_coordinates.png"} <= pictures
+    assert "trial 0000" in (place / "report" / "tuned_fold1" / "tuned_fold1.csv").read_text()
 
 
 def test_ten_kills_in_the_middle_of_real_trials_lose_and_repeat_nothing(place: Path) -> None:

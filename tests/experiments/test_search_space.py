@@ -116,6 +116,7 @@ def test_a_draw_has_exactly_the_dimensions_whose_conditions_hold(seed: int) -> N
     ("make", "message"),
     [
         (lambda: smoke({}), "the space is empty"),
+        (lambda: smoke(LR, name="../mine"), "it names files"),
         (lambda: smoke({"optim.learning_rate": Float(0.1, 1)}), "unknown field in a delta 'optim.learning_rate'; valid, nearest"),
         (lambda: smoke({"a": Float(0, 1, when={"b": 1})}), "unknown dimension in `when` of a"),
         (

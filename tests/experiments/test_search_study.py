@@ -254,6 +254,8 @@ def test_a_database_can_hold_the_trials(tmp_path: Path) -> None:
     study = worked(opened(tmp_path, url=url))
     assert states(study) == {"done": 12} and not (study.folder / JOURNAL).exists()
     assert [row.params for row in Study.look(searching(), study.folder, url).rows()] == [row.params for row in study.rows()]
+    with pytest.raises(UsageError, match="in use with another folder"):  # its claims would not be seen from there
+        opened(tmp_path / "elsewhere", url=url)
 
 
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/trials.db", "nonsense", "postgresql+nodriver://me:secret@host/db"])

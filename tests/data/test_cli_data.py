@@ -1,0 +1,128 @@
+"""`hicmae data`: what it prints, what it writes, and how it exits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from media_files import grey_frames, tone, write_clip, write_table
+from PIL import Image
+
+from experiments import cli
+from hicmae.data import corpora
+from hicmae.data.synthetic import write_layout
+
+# Corpora that share their files with another are left out.
+LAYOUTS = [name for name in corpora.names() if name == corpora.get(name).folder and name != "synthetic"]
+
+
+def hicmae(*arguments: object) -> int:
+    corpora.get.cache_clear()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def test_list_says_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ravdess").mkdir()
+    monkeypatch.setenv("HICMAE_DATA", str(tmp_path))
+    assert hicmae("data", "list", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert tuple(rows) == corpora.names()
+    assert [name for name, row in rows.items() if row["there"]] == ["ravdess"]
+    assert (rows["ravdess"]["outputs"], rows["ravdess"]["folds"], rows["ravdess"]["metric"]) == (8, 6, "WAR")
+    assert hicmae("data", "list") == 0
+    assert "not here" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_check_passes_on_every_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write_layout(name, tmp_path / name, seconds=0.4, size_px=32)
+    monkeypatch.setenv("HICMAE_DATA", str(tmp_path))
+    assert hicmae("data", "check", name, "--frames", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["problems"] == []
+    assert answer["facts"]["samples"] >= 12
+    assert all(answer["facts"]["test_clips"].values())
+    assert all(answer["facts"]["classes"].values())
+
+
+def test_check_lists_every_problem_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(tmp_path / "data", clips=6, frames=8)
+    (tmp_path / "data/clips/clip01.mp4").unlink()
+    write_clip(tmp_path / "data/clips/clip02.mp4", grey_frames(8))
+    table.write_text(table.read_text().replace("p0,1", "p1,1", 1))
+    assert hicmae("data", "check", f"csv:{table}", "-o", tmp_path / "bad.csv") == 1
+    output = capsys.readouterr()
+    assert "clip02.mp4: no sound stream" in output.out.replace("\n", "")
+    assert "problems, all in" in output.err
+    with (tmp_path / "bad.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sample_id"], row["reason"]) for row in rows[:2]] == [("clip01", "missing"), ("clip02", "no sound stream")]
+    assert rows[2]["reason"] == "group is in training and in test of the same fold"
+
+
+def test_unknown_corpora_and_absent_data_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hicmae("data", "check", "cremad") == 2
+    assert "unknown corpus 'cremad'; valid, nearest first: crema_d" in capsys.readouterr().err.replace("\n", " ")
+    assert hicmae("data", "check", "crema_d") == 2
+    assert "HICMAE_DATA/crema_d" in capsys.readouterr().err
+    assert hicmae("data", "export", "crema_d", "--format", "lists") == 2
+
+
+def test_fingerprint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(tmp_path, clips=2, frames=4)
+    assert hicmae("data", "fingerprint", f"csv:{table}") == 0
+    first = capsys.readouterr().out
+    assert len(first.strip()) == 32
+    assert hicmae("data", "fingerprint", f"csv:{table}") == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("format_", ["list", "csv"])
+def test_an_exported_corpus_reads_as_the_same_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format_: str
+) -> None:
+    table = write_table(tmp_path / "mine with space", clips=6, frames=4)
+    monkeypatch.setenv("HICMAE_DATA", str(tmp_path))
+    before = corpora.get(f"csv:{table}").samples(table.parent)
+    assert hicmae("data", "export", f"csv:{table}", "--out", tmp_path / "lists", "--format", format_) == 0
+    written = capsys.readouterr().out.split("\n")[:-1]
+    corpus = corpora.get(f"list:{tmp_path / 'lists'}" if format_ == "list" else f"csv:{written[0]}")
+    assert corpus.root is not None
+    after = corpus.samples(corpus.root)
+    what = [[(s.sample_id, s.video, s.audio, s.label, s.test_folds) for s in samples] for samples in (before, after)]
+    assert what[0] == what[1]
+    assert len(written) == (4 if format_ == "list" else 1)
+
+
+def test_show_draws_what_the_model_gets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"both": (grey_frames(30), tone(2, 16000)), "silent": (grey_frames(5), None), "blind": (None, tone(1, 8000))}
+    for name, (frames, sound) in parts.items():
+        clip = write_clip(tmp_path / f"{name}.mp4", frames, sound, 8000 if name == "blind" else 16000)
+        assert hicmae("data", "show", clip, "-o", tmp_path / f"{name}.png") == 0
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width == 1200
+    assert capsys.readouterr().out.splitlines()[-1].endswith("blind.png")
+    assert hicmae("data", "show", tmp_path / "nowhere.mp4") == 1
+    assert "nowhere.mp4: missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bench_measures_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(tmp_path, clips=3, frames=20)
+    assert hicmae("bench", "data", f"csv:{table}", "--px", 32, "--seconds", 0.05, "-o", tmp_path / "bench.json") == 0
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert all(case["per_s"] > 0 and case["samples"] > 0 for case in result["cases"])
+    assert {case["name"] for case in result["cases"] if case["goal_per_s"]} == {
+        "pre-training from the store",
+        "fine-tuning from the store",
+        "pre-training from files",
+    }

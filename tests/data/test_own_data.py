@@ -1,0 +1,154 @@
+"""Anybody's own data: the authors' list format, class-named folders, tables; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+import pytest
+
+from hicmae.data import corpora
+from hicmae.data.corpora import Corpus, Sample
+from hicmae.errors import ClipError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry() -> None:
+    corpora.get.cache_clear()
+
+
+def read(name: str) -> tuple[Corpus, dict[str, Sample]]:
+    corpus = corpora.get(name)
+    assert corpus.root is not None
+    return corpus, {sample.sample_id: sample for sample in corpus.samples(corpus.root)}
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_list_in_the_authors_format(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "all.csv", "frames/a_aligned sound/a.wav 2", "frames/b sound/b.wav 0", f"{tmp_path}/frames/c sound/c.wav 1"
+    )
+    corpus, samples = read(f"list:{path}")
+    assert (corpus.task, corpus.classes, corpus.folds, corpus.metrics) == ("classification", ("0", "1", "2"), (), ("UAR", "WAR"))
+    assert samples["a"] == Sample("a", tmp_path / "frames/a_aligned", tmp_path / "sound/a.wav", 2, None, "a")
+    assert samples["c"].video == tmp_path / "frames/c"
+
+
+def test_a_folder_of_splits_in_the_authors_format(tmp_path: Path) -> None:
+    clips = [f"v/{name} s/{name}.wav {label}" for name, label in zip("abcd", "0110", strict=True)]
+    write(tmp_path / "split01/train.csv", *clips[:2])
+    write(tmp_path / "split01/test.csv", *clips[2:])
+    write(tmp_path / "split02/train.csv", *clips[2:])
+    write(tmp_path / "split02/val.csv", *clips[:2])
+    corpus, samples = read(f"list:{tmp_path}")
+    assert corpus.folds == (1, 2)
+    assert {name: sample.test_folds for name, sample in samples.items()} == {"a": (2,), "b": (2,), "c": (1,), "d": (1,)}
+    with pytest.raises(UsageError, match=r"test.csv|val.csv"):
+        (tmp_path / "split02/val.csv").unlink()
+        corpora.get.cache_clear()
+        corpora.get(f"list:{tmp_path}")
+
+
+def test_several_numbers_are_regression_targets_and_a_video_alone_is_for_pretraining(tmp_path: Path) -> None:
+    corpus, samples = read(f"list:{write(tmp_path / 'r.csv', 'a.mp4 a.wav 1.0 0.25 1.0', 'b.mp4 b.wav 0.5 0.0 -1')}")
+    assert (corpus.task, corpus.targets, corpus.outputs()) == ("regression", ("target_0", "target_1", "target_2"), 3)
+    assert samples["b"].targets == (0.5, 0.0, -1.0)
+    corpus, samples = read(f"list:{write(tmp_path / 'p.csv', 'x/a.mp4 0', 'y/a.mp4 0')}")
+    assert (corpus.task, corpus.outputs()) == ("pretraining", 0)
+    assert sorted(samples) == ["x/a", "y/a"]
+    assert samples["x/a"].audio == samples["x/a"].video == tmp_path / "x/a.mp4"
+
+
+def test_names_with_spaces_and_unicode_stand_in_quotes(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", '"mein Film ü.mp4" "mein Ton ü.wav" 0', '"感情 😀.mp4" "感情 😀.wav" 1')
+    assert sorted(read(f"list:{path}")[1]) == ["mein Film ü", "感情 😀"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["../outside.mp4 a.wav 0"], r"l.csv, line 1: ../outside.mp4 points outside the data folder"),
+        (["a.mp4 a.wav 0", "/etc/hostname a.wav 0"], r"l.csv, line 2: /etc/hostname points outside the data folder"),
+        (["a.mp4 a.wav 0", "a.mp4 a.wav 0"], r"a.mp4: the id a is there twice"),
+        (["a.mp4 a.wav 0", "b.mp4 b.wav 1 2", "c.mp4 c.wav 1"], r"b.mp4: has 2 labels where others have 1"),
+        (["a.mp4"], r"l.csv, line 1: needs at least a path and a label"),
+        (["a.mp4 a.wav 0.5 much", "b.mp4 b.wav 1 2"], r"a.mp4: targets 0.5 much are not numbers"),
+        ([], r"holds no clips"),
+    ],
+)
+def test_lists_that_cannot_be_used(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises((ClipError, UsageError), match=message):
+        read(f"list:{write(tmp_path / 'l.csv', *lines)}")
+
+
+def test_a_list_may_point_into_the_data_folder_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HICMAE_DATA", str(tmp_path))
+    path = write(tmp_path / "lists/l.csv", f"{tmp_path}/films/a.mp4 {tmp_path}/films/a.wav 0")
+    assert read(f"list:{path}")[1]["a"].video == tmp_path / "films/a.mp4"
+
+
+def test_a_path_that_is_neither_list_nor_folder(tmp_path: Path) -> None:
+    for name in (f"list:{tmp_path / 'nowhere'}", f"csv:{tmp_path / 'nowhere.csv'}", f"folder:{tmp_path / 'nowhere'}"):
+        with pytest.raises(UsageError):
+            corpora.get(name)
+
+
+def test_folders_named_by_class(tmp_path: Path) -> None:
+    for name in ("train/happy/a b.mp4", "train/sad/b.mp4", "train/sad/b.wav", "test/happy/c.mp4", "test/sad/frames/1.jpg"):
+        write(tmp_path / name)
+    corpus, samples = read(f"folder:{tmp_path}")
+    assert (corpus.classes, corpus.folds) == (("happy", "sad"), (1,))
+    assert {name: (sample.label, sample.test_folds) for name, sample in samples.items()} == {
+        "a b": (0, ()),
+        "b": (1, ()),
+        "c": (0, (1,)),
+        "frames": (1, (1,)),
+    }
+    assert samples["b"].audio == tmp_path / "train/sad/b.wav"
+    assert samples["frames"].audio is None
+    corpus, _ = read(f"folder:{tmp_path / 'train/happy'}")
+    assert corpus.task == "pretraining"
+
+
+def test_a_table_with_names_groups_and_folds(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.csv",
+        "sample_id,Video,audio,label,group,fold",
+        "one,a.mp4,,joy,p1,1",
+        "two,b.mp4,b.wav,anger,p2,2",
+        "three,,c.wav,joy,p1,",
+    )
+    corpus, samples = read(f"csv:{path}")
+    assert (corpus.classes, corpus.folds) == (("anger", "joy"), (1, 2))
+    assert samples["one"] == Sample("one", tmp_path / "a.mp4", tmp_path / "a.mp4", 1, None, "p1", (1,))
+    assert samples["three"] == Sample("three", None, tmp_path / "c.wav", 1, None, "p1")
+
+
+def test_a_parquet_table_with_targets(tmp_path: Path) -> None:
+    rows = {"video": ["a.mp4", "b.mp4"], "target_arousal": [0.5, 1.0], "target_valence": [1, 2], "fold": [1, 2]}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+    corpus, samples = read(f"csv:{tmp_path / 't.parquet'}")
+    assert (corpus.task, corpus.targets) == ("regression", ("arousal", "valence"))
+    assert samples["b"].targets == (1.0, 2.0)
+    assert samples["b"].test_folds == (2,)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file,label", "a.mp4,x"], r"has the columns file, label; needs video or audio"),
+        (["video,label", "a.mp4,x", "b.mp4,"], r"line 3: a line without label"),
+        (["video,audio,label", ",,x"], r"line 2: names neither a video nor an audio file"),
+        (["video,label,fold", "a.mp4,x,first"], r"line 2: fold 'first' is not a number"),
+        (["sample_id,video,label", "one,a.mp4,x", "one,b.mp4,x"], r"b.mp4: the id one is there twice \(also .*a.mp4\)"),
+        (["video,label", "../../a.mp4,x"], r"points outside the data folder"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises((ClipError, UsageError), match=message):
+        read(f"csv:{write(tmp_path / 't.csv', *lines)}")
