@@ -62,11 +62,11 @@ def test_pretraining_batches_have_the_shapes_of_the_model(table: Path) -> None:
     batch = next(batches.epoch(0))
     assert batch["video"].shape == (8, 3, 8, 32, 32)
     assert batch["audio"].shape == (8, 1, 128, 64)
-    assert batch["masked_video"].shape == (8, 8 * 2 * 2)
+    assert batch["masked_video"].shape == (8, 4 * 2 * 2)
     assert batch["masked_audio"].shape == (8, 8 * 4)
     assert {batch[key].dtype for key in ("video", "audio")} == {torch.float32}
     assert {batch[key].dtype for key in ("masked_video", "masked_audio")} == {torch.bool}
-    assert batch["masked_video"].sum(1).tolist() == [24] * 8
+    assert batch["masked_video"].sum(1).tolist() == [12] * 8
     assert batch["position"].tolist() == list(range(8))
     assert torch.isfinite(batch["audio"]).all()
 

@@ -336,8 +336,10 @@ def start(name: str, out: Path, *options: str, limit_bytes: int | None = None) -
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     command = [sys.executable, "-m", "experiments.cli", "data", "prepare", name, "--out", str(out), "--size", "64", *options]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, preexec_fn=limit, start_new_session=True, **streams)  # type: ignore[call-overload]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if limit_bytes is not None:  # a measurement of coverage could not be written either, and would say so at the end
+        streams["env"] = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    return subprocess.Popen(command, text=True, preexec_fn=limit, start_new_session=True, **streams)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
