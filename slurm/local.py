@@ -113,7 +113,7 @@ class LocalExecutor:
 
     def execute(self) -> list[Entry]:
         """Work until nothing is left to do or a stop signal has come; returns the board."""
-        with self._stop_signals():
+        with on_stop_signals(self._count_stop):
             shown = 0.0
             while self._advance() and not self.stopping:
                 if time.monotonic() - shown > VIEW_EVERY_S:
@@ -226,17 +226,23 @@ class LocalExecutor:
         for entry in running:
             self._reap(entry)
 
-    @contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            self.stopping += 1
+    def _count_stop(self) -> None:
+        self.stopping += 1
 
-        before: dict[int, Any] = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+@contextmanager
+def on_stop_signals(call: Callable[[], None]) -> Iterator[None]:
+    """Inside, a signal that asks to stop calls `call` instead of ending this process; afterwards all is as before."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        call()
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def verdict(record: RunRecord, exit_code: int, began: float) -> tuple[str, str]:

@@ -11,11 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +22,7 @@ from experiments.search.definition import Search, trial_name
 from experiments.search.study import Row, Study
 from experiments.search.worker import STOPPED
 from hicmae.errors import HicmaeError, UsageError
-from slurm.local import GRACE_S, STOP_SIGNALS
+from slurm.local import GRACE_S, on_stop_signals
 from slurm.machine import Machine, Share, share
 
 POLL_S = 0.2
@@ -83,7 +80,7 @@ class Pool:
 
     def run(self) -> int:
         """Work to the end; returns the exit code: 0 when the budget is spent, 1 when workers gave up, 130 when stopped."""
-        with self._stop_signals():
+        with on_stop_signals(self._count_stop):
             for place in self.places:
                 self._start(place)
             shown = 0.0
@@ -152,17 +149,8 @@ class Pool:
                     process.kill()
             time.sleep(POLL_S)
 
-    @contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            self.stopping += 1
-
-        before: dict[int, Any] = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _count_stop(self) -> None:
+        self.stopping += 1
 
 
 def line_of(search: Search, row: Row, rows: Sequence[Row]) -> str:
