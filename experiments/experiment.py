@@ -12,9 +12,9 @@ of the corpora.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments import recipes
-from hicmae.config import STAGES, Checked, FinetuneConfig, PretrainConfig, RunConfig, change, flatten, run_id
+from hicmae.config import STAGES, C, Checked, FinetuneConfig, PretrainConfig, RunConfig, change, flatten, run_id
 from hicmae.errors import UsageError, raise_unknown
 
 SMOKE = "_smoke"  # ends the name of a study at smoke size, so that its results never mix with the real ones
@@ -98,6 +98,7 @@ class Experiment:
     size: str = "base"
     pretrain_corpus: str | None = "voxceleb2"  # None: from scratch
     table: Table = field(default_factory=Table)
+    deterministic: bool = False  # of all runs, unless a variant says otherwise
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -157,7 +158,7 @@ class Experiment:
             deltas = split_delta(variant.delta)
             pretrains = {seed: self._pretrain(variant, deltas["pretrain"], seed, prints) for seed in self.seeds}
             for corpus in self.corpora:
-                base = change(recipes.finetune(self.size, corpus), {"data.fingerprint": prints[corpus]})
+                base = self._base(recipes.finetune(self.size, corpus), prints[corpus])
                 for fold in self._folds(corpus):
                     for seed in self.seeds:
                         pretrain = pretrains[seed]
@@ -168,11 +169,15 @@ class Experiment:
     def _pretrain(self, variant: Variant, delta: Mapping[str, Any], seed: int, prints: Mapping[str, str]) -> Run | None:
         if self.pretrain_corpus is None or "initial.source" in split_delta(variant.delta)["finetune"]:
             return None
-        config = change(recipes.pretrain(self.size, self.pretrain_corpus), {"data.fingerprint": prints[self.pretrain_corpus]})
+        config = self._base(recipes.pretrain(self.size, self.pretrain_corpus), prints[self.pretrain_corpus])
         config = change(config, {"seed": seed if self.pretrain_seed is None else self.pretrain_seed, **delta})
         if "keep_epochs" not in delta:
             config = change(config, {"keep_epochs": recipes.kept_epochs(config.optim.epochs)})
         return self._run(variant, config, ())
+
+    def _base(self, recipe: C, fingerprint: str) -> C:
+        determinism = {"engine.deterministic": True} if self.deterministic else {}
+        return change(recipe, {"data.fingerprint": fingerprint, **determinism})
 
     def _folds(self, corpus: str) -> tuple[int, ...]:
         known = recipes.corpus(corpus).folds
@@ -243,11 +248,14 @@ def load_file(path: Path) -> ModuleType:
     """Execute a user's Python file as a module. Raises UsageError when it is none."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; an experiment is a name ({', '.join(names())}) or a Python file")
-    spec = importlib.util.spec_from_file_location(f"hicmae_study_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path}: is not a Python file; a study is a .py file with a function study()")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType(f"hicmae_study_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        # Not by import: that would take cached bytecode for a file edited within the same second, and leave some beside it.
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the user's own file, named by the user
+    except SyntaxError as error:
+        raise UsageError(f"{path}:{error.lineno}: {error.msg}; is it a Python file with a function study()?") from None
     return module
 
 

@@ -8,6 +8,8 @@ Legend: B samples of a micro-batch, R residual branches, K classes.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,13 +75,23 @@ def build_model(config: RunConfig) -> HiCMAEPretrain | HiCMAEClassifier:
 
 
 def build_objective(config: RunConfig, model: nn.Module) -> PretrainObjective | FinetuneObjective:
-    """The module that the engine runs, with activation checkpointing and compilation as configured."""
+    """The module that the engine runs, with activation checkpointing and compilation as configured.
+
+    Raises UsageError when it is to be compiled on a machine without a C++ compiler.
+    """
     set_activation_checkpointing(model, config.engine.activation_checkpointing)
     if config.engine.compile:
+        _need_compiler()
         model.compile()
     if isinstance(config, PretrainConfig):
         return PretrainObjective(config, model)  # type: ignore[arg-type]
     return FinetuneObjective(config, model)  # type: ignore[arg-type]
+
+
+def _need_compiler() -> None:
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if not any(map(shutil.which, compilers)):
+        raise UsageError(f"engine.compile = True: torch.compile needs a C++ compiler ({' or '.join(compilers)}); install one")
 
 
 def drop_keep(rates: list[float], batch_size: int, position: Tensor, seed: int, step: int) -> Tensor | None:

@@ -226,6 +226,10 @@ def test_unknown_studies_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text('"""Nothing."""\n')
     with pytest.raises(UsageError, match=r"needs a function study\(\)"):
         experiment.find(str(tmp_path / "empty.py"))
+    (tmp_path / "broken.py").write_text("def study(:\n")
+    with pytest.raises(UsageError, match=r"broken\.py:1: invalid syntax"):
+        experiment.find(str(tmp_path / "broken.py"))
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_study_of_ones_own_is_a_copy_of_the_template(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,10 @@ from hicmae.train import objective
 
 CONFIG = FinetuneConfig(
     encoder=TINY, head=HeadConfig(outputs=3), augment=AugmentConfig(mixup=0.8, cutmix=1.0), optim=OptimConfig(batch_size=8)
+)
+
+SOUND_ALONE = FinetuneConfig(
+    encoder=replace(TINY, depth=1, fusion_depth=1), head=HeadConfig(outputs=3, modality="A"), optim=OptimConfig(batch_size=2)
 )
 
 
@@ -114,3 +120,25 @@ def test_initial_weights_follow_from_the_seed() -> None:
 def test_precision_is_that_of_the_products(precision: str, dtype: torch.dtype) -> None:
     with objective.autocast(EngineConfig(precision=precision), torch.device("cpu")):
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.slow
+@pytest.mark.system("g++")
+def test_compiled_it_computes_the_same() -> None:
+    """torch.compile changes the speed alone: losses and gradients as eager, and the parameters keep their names."""
+    found = []
+    for compiled in (False, True):
+        config = change(SOUND_ALONE, {"engine.compile": compiled})
+        model = objective.build_model(config)
+        loss = objective.build_objective(config, model)({"audio": torch.ones(2, 1, 32, 32), "label": torch.arange(2)})["loss"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        found.append({"loss": loss} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    config = change(SOUND_ALONE, {"engine.compile": True})
+    with pytest.raises(UsageError, match=r"C\+\+ compiler \(g\+\+ or clang\+\+\); install one"):
+        objective.build_objective(config, objective.build_model(config))
