@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 5000
 PYTEST_ARGS ?=
+# One more than there are cores: many tests wait for servers and processes of their own.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 
 # uv takes the system's certificates, so that a laboratory's own registry mirror works as it does for other programs.
 export UV_NATIVE_TLS ?= 1
@@ -23,14 +25,13 @@ help:  ## Show this list
 .PHONY: quickstart
 quickstart: $(STAMP)  ## Install, run the smoke ablation on the generated corpus, build its report
 	@$(BIN)/python experiments/launch.py ablation_hierarchical --smoke --yes
-	@$(BIN)/hicmae sync --if-changed
 	@$(BIN)/hicmae report --if-changed
 	@echo
 	@echo "MLflow UI:  make ui      (then open http://127.0.0.1:$(PORT))"
 
 .PHONY: test
 test: $(STAMP) system-packages-if-root  ## Run all tests (the slow ones too); adds system programs where that is possible
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP)  ## Check formatting, style and types
@@ -45,9 +46,13 @@ env: $(STAMP)  ## Create the environment in .venv from requirements.lock
 ui: $(STAMP)  ## Serve the MLflow UI of the recorded runs on 127.0.0.1
 	@$(BIN)/hicmae ui --port $(PORT)
 
+.PHONY: mlflow-server
+mlflow-server: $(STAMP)  ## Serve MLflow for a group from PostgreSQL: MLFLOW_BACKEND=postgresql://USER:PASSWORD@HOST/NAME
+	@$(BIN)/hicmae mlflow-server --port $(PORT)
+
 .PHONY: report
-report: $(STAMP)  ## Build tables, figures and the report from the recorded runs
-	@$(BIN)/hicmae report
+report: $(STAMP)  ## Build tables, figures and the report from the recorded runs, or FROM=archive.zip
+	@$(BIN)/hicmae report $(if $(FROM),--from "$(FROM)")
 
 .PHONY: slurm-up
 slurm-up: $(STAMP)  ## Start a real SLURM on this machine, for trying things out (root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
@@ -63,11 +64,24 @@ def why_absent(name: str) -> str | None:
 
 def ensure_generated(names: Iterable[str], console: Console) -> None:
     """Make the generated corpus when it is wanted and absent."""
-    if GENERATED not in names or why_absent(GENERATED) is None:
-        return
-    from hicmae.data import location, synthetic
+    root = to_be_made(names)
+    if root is not None:
+        make_generated(root, console)
 
-    root = location.corpus_root(GENERATED)
+
+def to_be_made(names: Iterable[str]) -> Path | None:
+    """Where the generated corpus must be made; None when it is not wanted or there."""
+    if GENERATED not in names or why_absent(GENERATED) is None:
+        return None
+    from hicmae.data import location
+
+    return location.corpus_root(GENERATED)
+
+
+def make_generated(root: Path, console: Console) -> None:
+    """Make the generated corpus, and show how far it is."""
+    from hicmae.data import synthetic
+
     console.print(f"making the generated corpus in {root}", highlight=False, soft_wrap=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("clips", total=None)

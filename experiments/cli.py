@@ -22,7 +22,15 @@ from rich.text import Text
 import hicmae
 from hicmae.errors import HicmaeError, UsageError, nearest_first, raise_unknown
 
-TOPICS = ("launch", "search", "runs", "report", "data", "model")  # experiments/cli_<topic>.py, in the order of the help
+TOPICS = (
+    "launch",
+    "search",
+    "runs",
+    "report",
+    "reproduce",
+    "data",
+    "model",
+)  # experiments/cli_<topic>.py, in the order of the help
 _BadUsage: Any = typer.BadParameter.__mro__[1]  # the parser's UsageError, which typer does not export
 INTERRUPTED = 130
 

@@ -34,6 +34,7 @@ CORPUS = Annotated[str, typer.Argument(help="A name that `hicmae data list` show
 JSON = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 LISTED = 10  # problems in the table; the CSV has all
 FORMATS = ("list", "csv")
+MODALITIES = ("AV", "A", "V")
 
 
 def register(app: typer.Typer) -> None:
@@ -90,6 +91,7 @@ def check_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV of the problems.", show_default="CORPUS-problems.csv")
     ] = None,
+    modality: Annotated[str, typer.Option(help="Which streams have to be there: AV, A or V.")] = "AV",
     as_json: JSON = False,
 ) -> None:
     """Every file opens, labels and folds are as published; exit 1 when something is wrong.
@@ -98,9 +100,11 @@ def check_command(
     """
     from hicmae.data import corpora, location
 
+    if modality not in MODALITIES:
+        raise_unknown("modality", modality, MODALITIES)
     found = corpora.get(corpus)
     samples = found.samples(location.corpus_root(corpus))
-    problems = [*_check_files(samples, frames), *_check_groups(found, samples)]
+    problems = [*_check_files(samples, frames, modality), *_check_groups(found, samples)]
     facts = _facts(found, samples)
     if as_json:
         typer.echo(json.dumps({"corpus": corpus, "facts": facts, "problems": [vars(item) for item in problems]}, indent=1))
@@ -112,14 +116,15 @@ def check_command(
         raise HicmaeError(f"{corpus}: {len(problems)} problems, all in {place}")
 
 
-def _check_files(samples: Sequence[Sample], frames: bool) -> Iterator[Problem]:
+def _check_files(samples: Sequence[Sample], frames: bool, modality: str) -> Iterator[Problem]:
     from concurrent.futures import ThreadPoolExecutor
 
     from hicmae.data.clipstore import cores
     from hicmae.data.manifest import problem_of
 
     def problem(sample: Sample) -> Problem | None:
-        return problem_of(sample, ("V" if sample.video else "") + ("A" if sample.audio else ""), frames)
+        there = ("A" if sample.audio else "") + ("V" if sample.video else "")
+        return problem_of(sample, "".join(stream for stream in there if stream in modality), frames)
 
     with _progress("opening clips") as advance, ThreadPoolExecutor(cores()) as pool:
         for done, found in enumerate(pool.map(problem, samples), start=1):
@@ -259,14 +264,15 @@ def _answer(sample: Sample) -> list[str]:
 def _export_table(corpus: Corpus, samples: Iterable[Sample], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "clips.csv"
-    answers = [f"target_{name}" for name in corpus.targets] or (["label"] if corpus.classes else [])
+    answers = [f"target_{name}" for name in corpus.targets] or (["label", "class"] if corpus.classes else [])
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample_id", "video", "audio", *answers, "group", "fold"])
+        writer.writerow(["sample_id", "video", "audio", *answers, "group", "fold", "task_id"])
         for sample in samples:
             media = ["" if item is None else item.absolute() for item in (sample.video, sample.audio)]
-            answer = _answer(sample) if sample.label is None else [corpus.classes[sample.label]]
-            writer.writerow([sample.sample_id, *media, *answer, sample.group, " ".join(map(str, sample.test_folds))])
+            answer = _answer(sample) if sample.label is None else [sample.label, corpus.classes[sample.label]]
+            folds = " ".join(map(str, sample.test_folds))
+            writer.writerow([sample.sample_id, *media, *answer, sample.group, folds, sample.task_id or ""])
     return path
 
 

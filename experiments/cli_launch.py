@@ -11,12 +11,41 @@ import typer
 from rich.console import Console
 
 from experiments import experiment, launch, render
+from experiments.cli_report import after_launch
 from experiments.search import definition
 from experiments.search.worker import Request as SearchRequest
 from hicmae.errors import UsageError, raise_unknown
 from hicmae.record import runs_root
 
 CLUSTERS = ("local", "slurm")
+
+# The options of a launch.
+Name = Annotated[str, typer.Argument(help="A study's name (see --list) or a Python file with study().", show_default=False)]
+Filters = Annotated[list[str] | None, typer.Argument(help="More filters for --only.", metavar="KEY=VALUE", show_default=False)]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The same study at a size for one CPU core, on the generated corpus.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Launch without asking.")]
+ListStudies = Annotated[bool, typer.Option("--list", help="List the studies and stop.")]
+_ONLY = "Launch a part: variant=..., corpus=..., fold=..., seed=..., stage=...; patterns allowed."
+Only = Annotated[list[str] | None, typer.Option(help=_ONLY, metavar="KEY=VALUE")]
+Corpus = Annotated[list[str] | None, typer.Option(help="Fine-tune on this corpus instead of the study's; repeatable.")]
+Seed = Annotated[list[int] | None, typer.Option(help="Use this seed instead of the study's; repeatable.")]
+_SIZE = "Base size of the model: tiny, small, base or smoke."
+Size = Annotated[str | None, typer.Option(help=_SIZE, show_default="the study's")]
+Cluster = Annotated[str, typer.Option(help="Where runs are executed: local or slurm.")]
+Profile = Annotated[str, typer.Option(help="With slurm: the cluster's section in slurm.toml or slurm/profiles.toml.")]
+Wait = Annotated[bool, typer.Option("--wait", help="With slurm: stay, and submit again what was cut off.")]
+_MAX_PARALLEL = "what cores, memory and GPUs allow"
+MaxParallel = Annotated[int | None, typer.Option(help="At most so many runs at once.", show_default=_MAX_PARALLEL)]
+GpusPerRun = Annotated[int, typer.Option(help="GPUs for each run, where there are any.")]
+_DETERMINISTIC = "Deterministic algorithms and fixed reductions: repeats are bit-identical. Other runs than without."
+Deterministic = Annotated[bool, typer.Option("--deterministic", help=_DETERMINISTIC)]
+UseBest = Annotated[bool, typer.Option("--use-best", help="Of a search: run what it chose, on the outer folds.")]
+Notify = Annotated[
+    str, typer.Option(envvar="HICMAE_NOTIFY", help="Tell a command or a web hook how it ended.", show_default=False)
+]
+Runs = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the plan (or the list) as JSON and stop.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,46 +54,26 @@ def register(app: typer.Typer) -> None:
 
 
 def launch_command(
-    name: Annotated[
-        str, typer.Argument(help="A study's name (see --list) or a Python file with study().", show_default=False)
-    ] = "",
-    filters: Annotated[
-        list[str] | None, typer.Argument(help="More filters for --only.", metavar="KEY=VALUE", show_default=False)
-    ] = None,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="The same study at a size for one CPU core, on the generated corpus.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Launch without asking.")] = False,
-    list_studies: Annotated[bool, typer.Option("--list", help="List the studies and stop.")] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Launch a part: variant=..., corpus=..., fold=..., seed=..., stage=...; patterns allowed.", metavar="KEY=VALUE"
-        ),
-    ] = None,
-    corpus: Annotated[list[str] | None, typer.Option(help="Fine-tune on this corpus instead of the study's; repeatable.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Use this seed instead of the study's; repeatable.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Base size of the model: tiny, small, base or smoke.", show_default="the study's")
-    ] = None,
-    cluster: Annotated[str, typer.Option(help="Where runs are executed: local or slurm.")] = "local",
-    profile: Annotated[
-        str, typer.Option(help="With slurm: the cluster's section in slurm.toml or slurm/profiles.toml.")
-    ] = "default",
-    wait: Annotated[bool, typer.Option("--wait", help="With slurm: stay, and submit again what was cut off.")] = False,
-    max_parallel: Annotated[
-        int | None, typer.Option(help="At most so many runs at once.", show_default="what cores, memory and GPUs allow")
-    ] = None,
-    gpus_per_run: Annotated[int, typer.Option(help="GPUs for each run, where there are any.")] = 1,
-    use_best: Annotated[bool, typer.Option("--use-best", help="Of a search: run what it chose, on the outer folds.")] = False,
-    notify: Annotated[
-        str, typer.Option(envvar="HICMAE_NOTIFY", help="Tell a command or a web hook how it ended.", show_default=False)
-    ] = "",
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan (or the list) as JSON and stop.")] = False,
+    name: Name = "",
+    filters: Filters = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    list_studies: ListStudies = False,
+    only: Only = None,
+    corpus: Corpus = None,
+    seed: Seed = None,
+    size: Size = None,
+    cluster: Cluster = "local",
+    profile: Profile = "default",
+    wait: Wait = False,
+    max_parallel: MaxParallel = None,
+    gpus_per_run: GpusPerRun = 1,
+    use_best: UseBest = False,
+    deterministic: Deterministic = False,
+    notify: Notify = "",
+    runs: Runs = None,
+    as_json: AsJson = False,
 ) -> None:
     """Plan a study, ask, and execute what is missing. Run twice, the second does nothing."""
     console = Console()
@@ -86,14 +95,20 @@ def launch_command(
         profile=profile,
         wait=wait,
         notify=notify,
+        deterministic=deterministic,
         command=_command(),
     )
     if definition.is_search(name) and not use_best:
+        if deterministic:
+            raise UsageError("--deterministic is for studies; the trials of a search are compared, not repeated bit by bit")
         raise typer.Exit(_search(request, console, cluster, dry_run))
     study = launch.requested(request, _best(request) if use_best else None)
     if dry_run or as_json:
         return _show(console, request, study, as_json)
-    raise typer.Exit(launch.launch(request, study, console))
+    exit_code = launch.launch(request, study, console)
+    if cluster == "local" or wait:
+        after_launch(request.runs_root, [study.name], exit_code)
+    raise typer.Exit(exit_code)
 
 
 def _check(name: str, cluster: str) -> None:
@@ -108,9 +123,12 @@ def _check(name: str, cluster: str) -> None:
 
 
 def _command() -> tuple[str, ...]:
-    """The command line as a person would type it again."""
+    """The command line as a person would type it again, without the receiver of --notify, which may be a secret."""
     as_script = Path(sys.argv[0]).name == "launch.py"
-    return ("python", "experiments/launch.py", *sys.argv[1:]) if as_script else ("hicmae", *sys.argv[1:])
+    words = [word for word in sys.argv[1:] if not word.startswith("--notify=")]
+    if "--notify" in words:
+        del words[words.index("--notify") :][:2]
+    return ("python", "experiments/launch.py", *words) if as_script else ("hicmae", *words)
 
 
 def _search(request: launch.Request, console: Console, cluster: str, dry_run: bool) -> int:
@@ -125,7 +143,10 @@ def _search(request: launch.Request, console: Console, cluster: str, dry_run: bo
         dry_run=dry_run,
         command=request.command,
     )
-    return search_launch.launch(_search_request(request), how, console)
+    exit_code = search_launch.launch(_search_request(request), how, console)
+    if not dry_run and (cluster == "local" or request.wait):
+        after_launch(request.runs_root, search_launch.studies(_search_request(request)), exit_code)
+    return exit_code
 
 
 def _best(request: launch.Request) -> experiment.Experiment:

@@ -22,6 +22,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from experiments.bench_data import bench_data
+from experiments.bench_launch import bench_launch
+from experiments.bench_report import bench_report
+from experiments.bench_tracking import bench_tracking
 from hicmae.errors import UsageError, raise_unknown
 from hicmae.presets import ENCODERS, check_size
 
@@ -50,6 +53,9 @@ def register(app: typer.Typer) -> None:
     bench.command("model")(bench_model)
     bench.command("compare")(bench_compare)
     bench.command("data")(bench_data)
+    bench.command("report")(bench_report)
+    bench.command("launch")(bench_launch)
+    bench.command("tracking")(bench_tracking)
     app.add_typer(bench, name="bench", rich_help_panel=PANEL)
 
 

@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments import execution, records, render, study_file
+from experiments import records, render, retrying, study_file
 from hicmae.config import differences
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord, runs_root
-from slurm import code, scheduler
+from slurm import scheduler
 from slurm.local import local_process
 from slurm.progress import Progress
 from slurm.state import RunState, read_states
@@ -31,6 +31,9 @@ WATCH_EVERY_S = 2.0
 CANCEL_WAIT_S = 60.0
 PASSING = ("launch.", "code.diff", "code.changed", "data.fingerprint")  # of a snapshot
 OPTIONAL = ("corpus", "fold", "seed", "done", "left", "value", "reason")  # columns of `status NAME`
+NOTIFY = Annotated[
+    str, typer.Option(envvar="HICMAE_NOTIFY", help="Tell a command or a web hook how it ended.", show_default=False)
+]
 RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 
 
@@ -98,24 +101,13 @@ def retry(
     target: Annotated[str, typer.Argument(help="A study, or a run id.")],
     reason: Annotated[str, typer.Option(help="Why another attempt should end better; it is recorded.", prompt=False)],
     max_parallel: Annotated[int | None, typer.Option(help="At most so many runs at once.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="With runs on SLURM: stay until they are done.")] = False,
+    notify: NOTIFY = "",
     runs: RUNS = None,
 ) -> None:
-    """Run again what failed, and what was blocked by it; nothing else."""
+    """Run again what failed, and what was blocked by it; nothing else. On SLURM with the profile of the last attempt."""
     root = runs or runs_root()
-    wanted = {record.id for record in records.find_many(root, target)}
-    jobs = []
-    for name in study_file.studies(root):
-        rows = [row for row in study_file.read(root, name)["runs"] if row["run_id"] in wanted]
-        states = read_states(root, [row["run_id"] for row in rows])
-        broken = [row for row in rows if states[row["run_id"]].state in ("failed", "blocked")]
-        jobs += [execution.job_of(root, records.recorded_run(root, name, row)) for row in broken]
-        wanted -= {row["run_id"] for row in rows}
-    for job in jobs:
-        RunRecord(job.path).append_event("planned", reason=f"retry: {reason}")
-    if not jobs:
-        typer.echo("nothing to retry: no run failed or was blocked")
-        return
-    raise typer.Exit(execution.execute_here(jobs, Console(), code.take(root).path, max_parallel))
+    raise typer.Exit(retrying.retry(root, target, reason, Console(), max_parallel, wait, notify))
 
 
 def diff(

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.cli_report import after_launch
 from experiments.search import definition, launch
 from experiments.search.definition import Search, trial_name
 from experiments.search.worker import Request, folder_of, requested
@@ -59,7 +60,10 @@ def run(
     """Search until the budget is spent. Stopped at any moment, the next call goes on."""
     request = Request(name, runs or runs_root(), smoke, tuple(fold or ()), trials, gpu_hours)
     how = launch.How(workers, cluster, profile, wait, yes, dry_run, ("hicmae", *sys.argv[1:]))
-    raise typer.Exit(launch.launch(request, how, Console()))
+    exit_code = launch.launch(request, how, Console())
+    if not dry_run and (cluster == "local" or wait):
+        after_launch(request.runs_root, launch.studies(request), exit_code)
+    raise typer.Exit(exit_code)
 
 
 def status(name: NAME, smoke: SMOKE = False, fold: FOLD = None, as_json: JSON = False, runs: RUNS = None) -> None:

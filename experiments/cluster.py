@@ -11,17 +11,19 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from experiments import execution
+from experiments import execution, notify
 from experiments.experiment import Run
-from experiments.plan import Plan
 from experiments.render import STATE_ORDER
+from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
 from slurm import profiles
+from slurm.scheduler import SilentSchedulerError
 from slurm.state import RunState, read_states
 
 if TYPE_CHECKING:
@@ -38,27 +40,57 @@ def target(profile: str, max_parallel: int | None, label: str) -> Target:
 
     found = profiles.find(profile)
     dispatch.check_here()
-    return dispatch.Target(found, Path(), label, execution.absolute_folders(), max_parallel)
+    return dispatch.Target(found, Path(), label, execution.absolute_folders(), max_parallel, profile)
 
 
-def launch(runs_root: Path, plan: Plan, target: Target, console: Console, wait: bool) -> int:
-    """Submit the plan's runs; returns 0 when submitted or, with `wait`, when all is done, else 1."""
-    for run in plan.to_do:
+@dataclass(frozen=True)
+class Watch:
+    """What happens after a submission: whether to stay until all is done, and whom to tell how it ended."""
+
+    study: str
+    runs: Sequence[Run]  # all that the launch is about, those at work already included
+    wait: bool = False
+    notify: str = ""
+
+
+def launch(runs_root: Path, to_do: Sequence[Run], target: Target, watch: Watch, console: Console) -> int:
+    """Submit runs; returns 0 when submitted or, when it waits, when all is done, else 1. Raises HicmaeError."""
+    for run in to_do:
         RunRecord.create(runs_root, run.config)
-    submit(runs_root, plan.to_do, target, console)
-    if not wait:
+    if not watch.wait:
+        job_ids = submit(runs_root, to_do, target, console)
+        if watch.notify and job_ids:
+            _notify_after(runs_root, job_ids, target, watch, console)
         console.print("see `hicmae status` for how far they are", highlight=False)
         return 0
     try:
-        states = _wait(runs_root, plan.selected, target, console)
+        _submit_patiently(runs_root, to_do, target, console)
+        states = _wait(runs_root, watch.runs, target, console)
     except KeyboardInterrupt:
         console.print("no longer waiting; the jobs go on in SLURM (`hicmae cancel` stops them)", highlight=False)
         return execution.STOPPED
-    return conclude(runs_root, plan.selected, states, console)
+    exit_code = conclude(runs_root, watch.runs, states, console)
+    if watch.notify:
+        notify.tell(watch.notify, watch.study, runs_root, list(states))
+    return exit_code
 
 
-def submit(runs_root: Path, runs: Sequence[Run], target: Target, console: Console) -> None:
-    """Submit runs and say which jobs they became."""
+def _notify_after(runs_root: Path, job_ids: Sequence[str], target: Target, watch: Watch, console: Console) -> None:
+    """Leave word in the queue: a job that tells how the others ended, after all of them."""
+    from slurm import dispatch
+
+    words = [watch.notify, watch.study, *(run.run_id for run in watch.runs)]
+    label = f"notify-{target.label}"
+    try:
+        array = dispatch.submit_after(runs_root, label, "experiments.notify", words, job_ids, target)
+    except HicmaeError as error:
+        console.print(f"nobody will be notified: {error}", style="yellow", markup=False, soft_wrap=True)
+    else:
+        console.print(f"submitted the notification as job {array.job_id}, after all others", highlight=False)
+
+
+def submit(runs_root: Path, runs: Sequence[Run], target: Target, console: Console) -> list[str]:
+    """Submit runs and say which jobs they became; returns the ids of the arrays."""
     from slurm import dispatch
 
     report = dispatch.submit(runs_root, [execution.job_of(runs_root, run) for run in runs], target)
@@ -66,6 +98,7 @@ def submit(runs_root: Path, runs: Sequence[Run], target: Target, console: Consol
         console.print(f"submitted {len(array.run_ids):5d} runs as job {array.job_id}  {array.name}", highlight=False)
     for run_id, reason in report.left_out.items():
         console.print(f"left out: {run_id}: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    return [array.job_id for array in report.arrays if array.job_id]
 
 
 def _wait(runs_root: Path, runs: Sequence[Run], target: Target, console: Console) -> Mapping[str, RunState]:
@@ -81,10 +114,18 @@ def _wait(runs_root: Path, runs: Sequence[Run], target: Target, console: Console
         again = _again(runs, states, submissions)
         if again:
             submissions.update(run.run_id for run in again)
-            submit(runs_root, again, target, console)
+            _submit_patiently(runs_root, again, target, console)
         elif not any(state.is_active for state in states.values()):
             return states
         time.sleep(LOOK_EVERY_S)
+
+
+def _submit_patiently(runs_root: Path, runs: Sequence[Run], target: Target, console: Console) -> None:
+    """Submit, but take a scheduler that does not answer for one that will."""
+    try:
+        submit(runs_root, runs, target, console)
+    except SilentSchedulerError as silent:
+        console.print(str(silent), style="yellow", markup=False, soft_wrap=True)
 
 
 def _again(runs: Sequence[Run], states: Mapping[str, RunState], submissions: Counter[str]) -> list[Run]:
@@ -92,10 +133,15 @@ def _again(runs: Sequence[Run], states: Mapping[str, RunState], submissions: Cou
     chosen: dict[str, Run] = {}
     for run in runs:
         state = states[run.run_id].state
-        hopeful = all(states[name].state == "done" or states[name].is_active or name in chosen for name in run.depends_on)
+        hopeful = all(states[name].state == "done" or _is_queued(states[name]) or name in chosen for name in run.depends_on)
         if (state in AGAIN or (state == "blocked" and hopeful)) and submissions[run.run_id] < MAX_SUBMISSIONS and hopeful:
             chosen[run.run_id] = run
     return list(chosen.values())
+
+
+def _is_queued(state: RunState) -> bool:
+    """Whether SLURM can wait for a run."""
+    return state.is_active and bool(state.job)
 
 
 def conclude(runs_root: Path, runs: Sequence[Run], states: Mapping[str, RunState], console: Console) -> int:

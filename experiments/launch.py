@@ -28,7 +28,7 @@ from experiments.plan import Plan, make_plan
 from hicmae import presets
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
-from slurm import arrays, code
+from slurm import arrays, code, profiles
 from slurm.local import Job
 from slurm.state import read_states
 
@@ -51,6 +51,7 @@ class Request:
     profile: str = "default"
     wait: bool = False
     notify: str = ""
+    deterministic: bool = False
     command: tuple[str, ...] = ()
 
 
@@ -64,7 +65,12 @@ def plan_for(request: Request, study: Experiment) -> tuple[Plan, available.Finge
 
 
 def requested(request: Request, found: Experiment | None = None) -> Experiment:
-    """The study (`found`, or that of the name) with the size, corpora and seeds that were asked for. Raises UsageError."""
+    """The study (`found`, or that of the name) with the size, corpora, seeds and determinism asked for. Raises UsageError."""
+    study = _requested(request, found)
+    return replace(study, deterministic=True) if request.deterministic else study
+
+
+def _requested(request: Request, found: Experiment | None) -> Experiment:
     if found is not None:  # made for this request: its size and corpora are what a search was about
         return replace(found, seeds=request.seeds) if request.seeds else found
     study = experiment.find(request.name)
@@ -81,7 +87,9 @@ def requested(request: Request, found: Experiment | None = None) -> Experiment:
 
 def launch(request: Request, study: Experiment, console: Console) -> int:
     """Plan, ask, execute or submit; returns the exit code: 0 all done (or submitted), 1 runs failed, 130 stopped."""
-    available.ensure_generated(study.used_corpora(), console)
+    if request.cluster == "slurm":
+        profiles.find(request.profile)  # a name that is none is told before anything is made
+    make_corpus(request, study, console)
     plan, prints = plan_for(request, study)
     if not plan.to_do and not (plan.active and request.wait):
         remember(request, plan, prints)
@@ -91,17 +99,25 @@ def launch(request: Request, study: Experiment, console: Console) -> int:
     prints.require(run.corpus for run in plan.to_do)
     on_slurm = request.cluster == "slurm"
     target = cluster.target(request.profile, request.max_parallel, study.name) if on_slurm else None
-    confirm(request, len(plan.to_do), console)
+    confirm(request, f"Launch {len(plan.to_do)} runs?")
     kept = code.take(request.runs_root)
     record_study(request, plan, prints, kept.to_json())
     if target is not None:
-        exit_code = cluster.launch(request.runs_root, plan, replace(target, code=kept.path), console, request.wait)
-    else:
-        exit_code = execute(request, plan, kept.path, console)
-    if request.notify and (target is None or request.wait):
+        watch = cluster.Watch(study.name, plan.selected, request.wait, request.notify)
+        return cluster.launch(request.runs_root, plan.to_do, replace(target, code=kept.path), watch, console)
+    exit_code = execute(request, plan, kept.path, console)
+    if request.notify:
         ended = Counter(state.state for state in read_states(request.runs_root, plan.states).values())
         notify.notify(request.notify, study.name, exit_code, dict(ended))
     return exit_code
+
+
+def make_corpus(request: Request, study: Experiment, console: Console) -> None:
+    """Make the generated corpus where the study reads it and it is absent: a run's id holds the content of its data."""
+    folder = available.to_be_made(study.used_corpora())
+    if folder is not None:
+        confirm(request, f"The plan rests on the files of the generated corpus. Make them in {folder} (a minute, 13 MB)?")
+        available.make_generated(folder, console)
 
 
 def execute(request: Request, plan: Plan, folder: Path, console: Console) -> int:
@@ -138,7 +154,7 @@ def record_intent(request: Request, runs: Sequence[Run]) -> None:
         record.append_event("planned", experiment=run.experiment, variants=list(run.variants), command=list(request.command))
 
 
-def confirm(request: Request, number: int, console: Console) -> None:
+def confirm(request: Request, question: str) -> None:
     """Ask on a terminal. Raises UsageError where nobody can answer, typer.Abort on a no."""
     if request.yes:
         return
@@ -146,7 +162,7 @@ def confirm(request: Request, number: int, console: Console) -> None:
         raise UsageError("nobody can answer here (not a terminal): add --yes to launch, or --dry-run to look at the plan only")
     import typer
 
-    typer.confirm(f"Launch {number} runs?", default=True, abort=True)
+    typer.confirm(question, default=True, abort=True)
 
 
 def _job(runs_root: Path, run: Run, plan: Plan) -> Job:

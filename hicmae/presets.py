@@ -113,7 +113,14 @@ def _smoke_finetune(corpus: str, outputs: int) -> FinetuneConfig:
         head=HeadConfig(outputs=outputs),
         data=DataConfig(corpus=corpus, fold=1),
         augment=AugmentConfig(
-            rand_augment="", crop_scales=(1.0,), random_erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
+            rand_augment="",
+            crop="multi_scale",
+            crop_scales=(1.0,),
+            flip=False,
+            random_erasing=0.0,
+            mixup=0.0,
+            cutmix=0.0,
+            label_smoothing=0.0,
         ),
         optim=OptimConfig(
             base_lr=1.6e-2,

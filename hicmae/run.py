@@ -118,7 +118,7 @@ class Attempt:
         self.loop.count_time()
         result = self._result(parts, metrics) if self.world.is_main else {}
         if self.world.is_main:
-            self._write(result, tables)
+            self._write(result, tables, parts)
         self.loop.engine.close()
         return dict(self.world.share(result))
 
@@ -194,6 +194,7 @@ class Attempt:
             "world_size": self.world.size,
             "workers": self.execution.workers,
             "on_error": self.execution.on_error,
+            "device": self.world.device,
         }
         if isinstance(self.config, PretrainConfig):
             return {"train": pretrain_batches(self.config, **options)}
@@ -267,8 +268,8 @@ class Attempt:
             "versions": {name: snapshot["environment"]["packages"].get(name) for name in ("hicmae", "torch", "deepspeed")},
         }
 
-    def _write(self, result: dict[str, Any], tables: list[Any]) -> None:
-        """The predictions, then the result, which says that the run is done; then make room."""
+    def _write(self, result: dict[str, Any], tables: list[Any], parts: dict[str, Batches]) -> None:
+        """The predictions and pictures, then the result, which says that the run is done; then make room."""
         from hicmae.train import checkpoint, evaluate
 
         assert self.loop is not None
@@ -276,9 +277,21 @@ class Attempt:
             evaluate.write_predictions(self.record.path / "predictions.parquet", tables)
         if self.loop.selector:
             self.loop.selector.keep_selected_weights(self.loop.progress.best)
+        self._draw(parts)
         self.record.finish(result)
         checkpoint.remove_all(self.record.path / "checkpoints")
         print(f"run {self.record.id} is done: {_summary(result)}", flush=True)
+
+    def _draw(self, parts: dict[str, Batches]) -> None:
+        """Pictures for MLflow; no run fails for want of them. Trials of a search, which see no test part, draw none."""
+        from hicmae.train import pictures
+
+        if os.environ.get("HICMAE_PICTURES") == "0" or (self.config.stage == "finetune" and "test" not in parts):
+            return
+        try:
+            pictures.draw(self.record, parts, self.world.device)
+        except (HicmaeError, OSError, RuntimeError, ValueError) as error:
+            print(f"run {self.record.id}: drew no pictures: {_reason(error)}", flush=True)
 
 
 def _take_lock(record: RunRecord, stack: ExitStack) -> None:

@@ -12,11 +12,24 @@ import numpy as np
 
 from hicmae.presets import ENCODERS
 from reports import stats
-from reports.cells import RESAMPLES, Cell, Comparison, cells_of, compare, effects_of, fold_differences, same_samples
+from reports.cells import (
+    RESAMPLES,
+    Cell,
+    Comparison,
+    best_is_resolved,
+    cells_of,
+    compare,
+    effects_of,
+    fold_differences,
+    interval_of,
+    same_samples,
+)
 from reports.corpora import words
 from reports.paper import Published, published
 from reports.query import Study, Variant
+from reports.trials import arranged
 
+ROPE_POINTS = 1.0  # own and published value that differ by less are as good as equal
 # A variant that changes nothing else is the method as published, at its size and modality.
 _SIZE_AND_MODALITY = {"head.modality", "encoder.dim", "encoder.heads", "encoder.fusion_heads", "decoder.dim", "decoder.heads"}
 
@@ -33,6 +46,8 @@ class CorpusAnalysis:
     effects: tuple[stats.Effect, ...] = ()
     paper: Mapping[tuple[str, str], Published] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    verdict: str = ""  # `not resolvable at k=5, 1 seed` where no difference can be shown: then nothing is ranked
+    intervals: Mapping[str, stats.Interval] = field(default_factory=dict)  # of the pooled headline, by variant
 
     @property
     def headline(self) -> str:
@@ -88,8 +103,32 @@ def _corpus(study: Study, corpus: str, generator: np.random.Generator, resamples
         problems += _not_comparable(cells, baseline)
     if metrics:
         effects = effects_of(study, cells, metrics[0])
+    complete = [cell for cell in cells if cell.complete]
+    # Numbers of their own, so that those above do not depend on how many cells there are.
+    own = generator.spawn(1)[0]
+    intervals = {c.variant: interval_of(c, metrics[0], own, resamples) for c in complete} if metrics else {}
     paper = {(c.variant, m): value for c in cells for m in metrics if (value := _published(study, c, m))}
-    return CorpusAnalysis(corpus, words(corpus).title, metrics, tuple(cells), comparisons, tuple(effects), paper, tuple(problems))
+    return CorpusAnalysis(
+        corpus,
+        words(corpus).title,
+        metrics,
+        tuple(arranged(study, cells)),
+        comparisons,
+        tuple(effects),
+        paper,
+        tuple(problems),
+        _verdict(study, complete, comparisons, metrics),
+        intervals,
+    )
+
+
+def _verdict(study: Study, complete: list[Cell], comparisons: Mapping[str, Comparison], metrics: tuple[str, ...]) -> str:
+    """What the table says instead of ranking: no row differs from the baseline or, where there is none, from the best."""
+    if study.search or len(complete) < 2 or not metrics:
+        return ""
+    shown = any(c.significant for c in comparisons.values()) if comparisons else best_is_resolved(complete, metrics[0])
+    folds, seeds = max(cell.fold_count for cell in complete), max(len(cell.seeds) for cell in complete)
+    return "" if shown else stats.not_resolvable(folds, seeds)
 
 
 def _not_comparable(cells: list[Cell], baseline: Cell) -> list[str]:
@@ -121,7 +160,7 @@ def paper_differences(corpus: CorpusAnalysis, variant: str, metric: str) -> list
 
 def _ranking(corpora: tuple[CorpusAnalysis, ...]) -> stats.Ranking | None:
     """Methods over corpora by headline metric: three or more complete variants on two or more corpora."""
-    shown = [corpus for corpus in corpora if corpus.complete and corpus.metrics]
+    shown = [corpus for corpus in corpora if corpus.complete and corpus.metrics and not any(c.inner for c in corpus.cells)]
     variants = [cell.variant for cell in shown[0].cells] if shown else []
     if len(shown) < 2 or len(variants) < 3 or any([c.variant for c in corpus.cells] != variants for corpus in shown):
         return None

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hicmae.errors import HicmaeError
-from reports import latex
+from reports import corpora, latex
 from reports.analysis import Analysis, analyse
 from reports.figures import Picture, draw_all
 from reports.findings import findings
@@ -28,7 +28,8 @@ from reports.freshness import write_stamp
 from reports.provenance import mlflow_links, provenance_of, without_links
 from reports.query import load_study, require_studies
 from reports.render import latex_templates, templates, to_csv, to_html, to_json
-from reports.tables import Table, tables_of
+from reports.tables import Table, cell_key, tables_of
+from reports.trials import is_pruned
 
 SEED = 0
 NO_LATEX = "no PDF: LaTeX is not installed; `make system-packages` installs it, then `make report` makes report.pdf"
@@ -47,6 +48,13 @@ class Page:
     @property
     def name(self) -> str:
         return self.analysis.study.name
+
+    @property
+    def shown_cells(self) -> dict[str, Any]:
+        """The provenance of the cells that the page's tables show."""
+        rows = [(block.corpus, row.variant) for table in self.tables for block in table.blocks for row in block.shown]
+        keys = [cell_key(self.name, corpus, variant) for corpus, variant in rows]
+        return {key: self.provenance["cells"][key] for key in keys}
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def compute_pages(runs_root: Path, names: Iterable[str], extras: Sequence[str] |
     pages: list[Page] = []
     problems: list[str] = []
     links = mlflow_links(runs_root)
+    corpora.read_described(runs_root)
     for name in names:
         try:
             analysis = analyse(load_study(runs_root, name), study_generator(name))
@@ -131,7 +140,7 @@ def _check_page(page: Page, folder: Path) -> list[str]:
         lines += [
             f"{page.name}: {corpus.title}, {cell.variant} is incomplete ({cell.progress})"
             for cell in corpus.cells
-            if not cell.complete
+            if not cell.complete and not is_pruned(page.analysis.study, cell.variant)
         ]
     return lines
 

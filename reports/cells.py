@@ -13,10 +13,12 @@ from functools import cached_property
 import numpy as np
 
 from hicmae.errors import HicmaeError
+from hicmae.metrics import HIGHER_IS_BETTER, METRICS
 from reports import stats
 from reports.corpora import words
 from reports.predictions import Predictions, pooled
 from reports.query import Study, StudyRun
+from reports.resampling import cluster_interval
 
 RESAMPLES = 2000
 
@@ -75,6 +77,16 @@ class Cell:
             for metric in self.metrics
         }
 
+    @cached_property
+    def ordered(self) -> dict[int, Predictions]:
+        """`pooled_predictions`, each sorted by sample."""
+        return {seed: _ordered(predictions) for seed, predictions in self.pooled_predictions.items()}
+
+    @property
+    def inner(self) -> bool:
+        """Whether the runs were judged on a validation part and never saw the test part: trials of a search."""
+        return any(run.config.get("evaluation", {}).get("selection") == "inner" for run in self.used)
+
     @property
     def samples(self) -> int:
         """Test samples of one seed."""
@@ -94,7 +106,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A cell against the baseline on one metric: over folds, and on the pooled samples."""
+    """A cell against the baseline on one metric: over folds, and on the pooled samples.
+
+    `p` is that of the corrected resampled t test over folds; on one test list, of the exact McNemar test.
+    """
 
     metric: str
     difference: stats.Difference
@@ -104,13 +119,22 @@ class Comparison:
     holm_p: float = float("nan")
 
     @property
+    def p(self) -> float:
+        if self.difference.folds > 1 or self.disagreement is None:
+            return self.difference.p
+        return self.disagreement.p
+
+    @property
     def significant(self) -> bool:
         return self.holm_p < stats.ALPHA
 
 
 def metrics_of(study: Study, corpus: str) -> tuple[str, ...]:
     """The metrics that the study declares, else the corpus' own, else those recorded by its runs."""
-    declared = tuple(study.table.get("metrics") or ()) or words(corpus).metrics
+    declared = tuple(study.table.get("metrics") or ())
+    if study.search:  # one that minimises the loss is shown with the corpus' metrics
+        declared = tuple(metric for metric in declared if metric.partition(" ")[0] in METRICS)
+    declared = declared or words(corpus).metrics
     if declared:
         return declared
     recorded = [
@@ -152,7 +176,7 @@ def compare(
         return {}
     others = [cell for cell in cells if cell.complete and cell is not baseline and same_samples(cell, baseline)]
     found = [_comparison(cell, baseline, metric, generator, resamples) for cell in others]
-    corrected = stats.holm([comparison.difference.p for comparison in found])
+    corrected = stats.holm([comparison.p for comparison in found])
     return {
         cell.variant: Comparison(**{**vars(comparison), "holm_p": p})
         for cell, comparison, p in zip(others, found, corrected, strict=True)
@@ -161,19 +185,43 @@ def compare(
 
 def _comparison(cell: Cell, baseline: Cell, metric: str, generator: np.random.Generator, resamples: int) -> Comparison:
     differences = fold_differences(cell.folds[metric], baseline.folds[metric])
-    seeds = sorted(set(cell.pooled_predictions) & set(baseline.pooled_predictions))
-    pairs = [(_ordered(cell.pooled_predictions[seed]), _ordered(baseline.pooled_predictions[seed])) for seed in seeds]
-
-    def pooled_difference(index: np.ndarray) -> float:
-        return float(np.mean([a.metric_at(index, metric) - b.metric_at(index, metric) for a, b in pairs]))
-
-    interval = stats.cluster_bootstrap(pooled_difference, pairs[0][0].groups, generator, resamples)
-    first, second = pairs[0]
-    disagreement = (
-        stats.mcnemar(first.answers == first.truth, second.answers == second.truth) if first.is_classification else None
-    )
+    seeds = sorted(set(cell.ordered) & set(baseline.ordered))
+    parts = [
+        (part, weight / len(seeds)) for seed in seeds for part, weight in ((cell.ordered[seed], 1), (baseline.ordered[seed], -1))
+    ]
+    estimate = sum(weight * part.metrics([metric])[metric] for part, weight in parts)
+    interval = cluster_interval(estimate, parts, metric, generator, resamples)
     difference = stats.corrected_t(differences, cell.test_over_train)
-    return Comparison(metric, difference, interval, stats.wilcoxon(differences), disagreement)
+    return Comparison(metric, difference, interval, stats.wilcoxon(differences), disagreement_of(cell, baseline))
+
+
+def disagreement_of(first: Cell, second: Cell) -> stats.Disagreement | None:
+    """McNemar's test on the samples that both predict (first seed of both); None for a regression."""
+    seed = min(set(first.ordered) & set(second.ordered))
+    one, other = first.ordered[seed], second.ordered[seed]
+    return stats.mcnemar(one.answers == one.truth, other.answers == other.truth) if one.is_classification else None
+
+
+def best_is_resolved(cells: Sequence[Cell], metric: str) -> bool:
+    """Whether the best of complete cells differs from any other one; corrected for all pairs: data chose the best."""
+    best = best_cell(cells, metric)
+    others = [cell for cell in cells if cell is not best and same_samples(cell, best)]
+    pairs = len(cells) * (len(cells) - 1) / 2
+    return any(pairs * _pair_p(cell, best, metric) < stats.ALPHA for cell in others)
+
+
+def best_cell(cells: Sequence[Cell], metric: str) -> Cell:
+    """The complete cell with the best pooled value."""
+    sign = 1 if HIGHER_IS_BETTER.get(metric.partition(" ")[0], True) else -1
+    return max(cells, key=lambda cell: sign * cell.pooled[metric])
+
+
+def _pair_p(first: Cell, second: Cell, metric: str) -> float:
+    differences = fold_differences(first.folds[metric], second.folds[metric])
+    if len(differences) > 1:
+        return stats.corrected_t(differences, first.test_over_train).p
+    disagreement = disagreement_of(first, second)
+    return float("nan") if disagreement is None else disagreement.p
 
 
 def fold_differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
@@ -183,12 +231,8 @@ def fold_differences(first: Mapping[int, float], second: Mapping[int, float]) ->
 
 def interval_of(cell: Cell, metric: str, generator: np.random.Generator, resamples: int = RESAMPLES) -> stats.Interval:
     """The pooled metric with its cluster-bootstrap interval, for a complete cell."""
-    parts = [_ordered(cell.pooled_predictions[seed]) for seed in sorted(cell.pooled_predictions)]
-
-    def value(index: np.ndarray) -> float:
-        return float(np.mean([part.metric_at(index, metric) for part in parts]))
-
-    return stats.cluster_bootstrap(value, parts[0].groups, generator, resamples)
+    parts = [(cell.ordered[seed], 1 / len(cell.ordered)) for seed in sorted(cell.ordered)]
+    return cluster_interval(cell.pooled[metric], parts, metric, generator, resamples)
 
 
 def same_samples(first: Cell, second: Cell) -> bool:
@@ -198,7 +242,7 @@ def same_samples(first: Cell, second: Cell) -> bool:
 
 
 def _any_seed(cell: Cell) -> Predictions:
-    return _ordered(cell.pooled_predictions[min(cell.pooled_predictions)])
+    return cell.ordered[min(cell.ordered)]
 
 
 def _ordered(predictions: Predictions) -> Predictions:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from hicmae.errors import HicmaeError
+
+DESCRIBED = "_corpora.json"  # in the runs folder of an archive: words of corpora as they were where it was exported
+_described: dict[str, dict[str, object]] = {}
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,27 @@ class CorpusWords:
     group_word: str = "group"
 
 
+def read_described(runs_root: Path) -> None:
+    """Let the descriptions that came with an archive stand for those of this machine, which may lack a list of files."""
+    path = runs_root / DESCRIBED
+    try:
+        wanted = json.loads(path.read_text())
+    except (OSError, ValueError):
+        wanted = {}
+    if wanted != _described:
+        _described.clear()
+        _described.update(wanted)
+        words.cache_clear()
+
+
 @cache
 def words(name: str) -> CorpusWords:
     """The words of a corpus by name; only its name where nothing else is known."""
     from hicmae.data import corpora
 
+    if name in _described:
+        told = {key: tuple(value) if isinstance(value, list) else value for key, value in _described[name].items()}
+        return CorpusWords(**told)  # type: ignore[arg-type]
     try:
         known = corpora.get(name)
     except HicmaeError:

@@ -6,6 +6,7 @@ Okabe and Ito (2008). The same numbers give the same files.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,21 +16,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hicmae.metrics import confusion
-from hicmae.pictures import confusion_figure, style
+from hicmae.metrics import HIGHER_IS_BETTER, confusion
+from hicmae.pictures import COLOURS, DASHES, MARKERS, confusion_figure, style
 from hicmae.record import RunRecord
 from reports.analysis import Analysis, CorpusAnalysis
+from reports.cells import Cell, best_cell
 from reports.corpora import class_names, words
+from reports.query import StudyRun
+from reports.run_figures import SHOWN_PRETRAININGS, draw_reconstructions, draw_scaling, pretrainings, scaling
 from reports.stats import ALPHA
+from reports.trials import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", ":")
 WIDTH_IN = 6.0
+SHOWN_ROWS = 20
+SHOWN_CURVES = 8
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,23 @@ def draw_all(analysis: Analysis, runs_root: Path, folder: Path) -> list[Picture]
     if any(corpus.paper for corpus in analysis.corpora):
         pictures.append(_saved(folder / "paper", "Own values against the published ones (hollow).", lambda: _paper(analysis)))
     if analysis.ranking:
+        shown_apart = analysis.ranking.friedman_p < ALPHA
         text = "Critical differences: mean rank over the corpora (1 is best); a bar joins methods whose difference is not shown."
+        text += "" if shown_apart else f" Friedman's test shows no difference at all (p = {analysis.ranking.friedman_p:.2g})."
         pictures.append(_saved(folder / "ranks", text, lambda: _ranks(analysis)))
+    drawn = pretrainings(analysis, runs_root)
+    if drawn:
+        pictures.append(_reconstructions(drawn, folder))
     return pictures + _of_search(runs_root / "_studies" / analysis.study.name / "figures", folder)
+
+
+def _reconstructions(drawn: list[tuple[StudyRun, Path]], folder: Path) -> Picture:
+    with style():
+        figure, unreadable = draw_reconstructions(drawn)
+    text = "Reconstructions of pre-training, as the runs drew them: input, what the encoder saw, output."
+    text += f" {min(len(drawn), SHOWN_PRETRAININGS)} of {len(drawn)} pre-trainings." if len(drawn) > SHOWN_PRETRAININGS else ""
+    text += f" Unreadable: {', '.join(unreadable)}." if unreadable else ""
+    return _saved(folder / "reconstructions", text, lambda: figure, dpi=220)
 
 
 def _of_search(drawn: Path, folder: Path) -> list[Picture]:
@@ -80,12 +98,21 @@ def _of_corpus(analysis: Analysis, corpus: CorpusAnalysis, runs_root: Path, fold
     if corpus.effects:
         text = f"{title}: effects and interactions of the modules on {metric}, 95 % intervals; filled where an effect is shown."
         pictures.append(_saved(folder / f"effects-{stem}", text, lambda: _effects(corpus)))
-    text = f"{title}: {metric} of every fold; the bar is the mean over folds."
-    pictures.append(_saved(folder / f"folds-{stem}", text, lambda: _folds(corpus)))
-    curves = _curves(analysis, corpus, runs_root)
+    rows = _rows_shown(analysis, corpus)
+    few = f" {len(rows)} of {len(corpus.cells)} rows." if len(rows) < len(corpus.cells) else ""
+    if any(cell.folds[metric] for cell in rows):
+        text = f"{title}: {metric} of every fold; the bar is the mean over folds.{few}"
+        pictures.append(_saved(folder / f"folds-{stem}", text, lambda: _folds(rows, metric)))
+    curves = _curves(rows[:SHOWN_CURVES], metric, runs_root)
     if curves:
-        text = f"{title}: training loss and test {metric} by epoch, mean over runs."
-        pictures.append(_saved(folder / f"curves-{stem}", text, lambda: _learning(curves, metric)))
+        part = "validation" if analysis.study.selection == "inner" else "test"
+        text = f"{title}: training loss and {part} {metric} by epoch, mean over runs."
+        text += f" {len(curves)} of {len(corpus.cells)} rows." if len(curves) < len(corpus.cells) else ""
+        pictures.append(_saved(folder / f"curves-{stem}", text, lambda: _learning(curves, f"{part.title()} {metric}")))
+    for series in scaling(analysis.study, corpus):
+        name = re.sub(r"[^A-Za-z0-9]+", "_", series.quantity.lower()).strip("_")
+        text = f"{title}: {metric} against {series.quantity.lower()}, with 95 % intervals (bootstrap of whole groups)."
+        pictures.append(_saved(folder / f"scaling-{stem}-{name}", text, lambda s=series: draw_scaling(corpus, s)))  # type: ignore[misc]
     best = _best_classifier(corpus)
     if best:
         text = f"{title}: confusion of {best[0]} in percent of each class, all folds."
@@ -97,12 +124,24 @@ def _of_corpus(analysis: Analysis, corpus: CorpusAnalysis, runs_root: Path, fold
     return pictures
 
 
-def _saved(stem: Path, caption: str, draw: Callable[[], Figure]) -> Picture:
+def _rows_shown(analysis: Analysis, corpus: CorpusAnalysis) -> list[Cell]:
+    """The rows of figures that have a line each: those of the table, of many the baseline and the best."""
+    seen = shown(analysis.study, corpus.cells)
+    rows = [cell for cell in corpus.cells if cell.variant in seen]
+    if len(rows) <= SHOWN_ROWS:
+        return rows
+    sign = -1 if HIGHER_IS_BETTER.get(corpus.headline.partition(" ")[0], True) else 1
+    complete = sorted((cell for cell in rows if cell.complete), key=lambda cell: sign * cell.pooled[corpus.headline])
+    first = [cell for cell in rows if cell.variant == analysis.study.table.get("baseline")]
+    return [*first, *(cell for cell in complete if cell not in first)][:SHOWN_ROWS]
+
+
+def _saved(stem: Path, caption: str, draw: Callable[[], Figure], dpi: int = 160) -> Picture:
     picture = Picture(stem, caption)
     with style():
         figure = draw()
-        figure.savefig(picture.png, dpi=160, metadata={"Software": None})
-        figure.savefig(picture.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        figure.savefig(picture.png, dpi=dpi, metadata={"Software": None})
+        figure.savefig(picture.pdf, dpi=dpi, metadata={"CreationDate": None, "Producer": None, "Creator": None})
     return picture
 
 
@@ -136,12 +175,13 @@ def _effects(corpus: CorpusAnalysis) -> Figure:
     return figure
 
 
-def _folds(corpus: CorpusAnalysis) -> Figure:
-    cells = [cell for cell in corpus.cells if cell.folds[corpus.headline]]
+def _folds(rows: Sequence[Cell], metric: str) -> Figure:
+    cells = [cell for cell in rows if cell.folds[metric]]
     figure, (axes,) = _figure(0.8 + 0.32 * len(cells))
-    folds = sorted({fold for cell in cells for fold in cell.folds[corpus.headline]})
+    folds = sorted({fold for cell in cells for fold in cell.folds[metric]})
+    named: set[int] = set()
     for place, cell in enumerate(cells):
-        values = cell.folds[corpus.headline]
+        values = cell.folds[metric]
         mean = float(np.mean(list(values.values())))
         axes.plot([mean, mean], [place - 0.3, place + 0.3], color="black", linewidth=2)
         for fold, value in values.items():
@@ -152,11 +192,12 @@ def _folds(corpus: CorpusAnalysis) -> Figure:
                 MARKERS[index % 8],
                 color=COLOURS[1 + index % 6],
                 markersize=6,
-                label=f"fold {fold}" if not place else None,
+                label=None if fold in named else f"fold {fold}",
             )
+            named.add(fold)
     axes.set_yticks(range(len(cells)), [cell.variant + ("" if cell.complete else f" ({cell.progress})") for cell in cells])
     axes.invert_yaxis()
-    axes.set_xlabel(corpus.headline)
+    axes.set_xlabel(metric)
     axes.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=min(len(folds), 6))
     return figure
@@ -165,16 +206,17 @@ def _folds(corpus: CorpusAnalysis) -> Figure:
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
-def _curves(analysis: Analysis, corpus: CorpusAnalysis, runs_root: Path) -> Curves:
-    """variant -> train or test -> (epoch, mean over the runs that have the epoch)."""
+def _curves(rows: Sequence[Cell], metric: str, runs_root: Path) -> Curves:
+    """variant -> train or test -> (epoch, mean over the runs that have the epoch); validation where test was never read."""
     curves: Curves = {}
-    for cell in corpus.cells:
+    for cell in rows:
         points: dict[str, dict[float, list[float]]] = {"train": {}, "test": {}}
         for run in cell.used:
             for point in RunRecord(runs_root / run.run_id).metrics():
-                value = point.get("values", {}).get("loss" if point["split"] == "train" else corpus.headline)
-                if point["split"] in points and value is not None:
-                    points[point["split"]].setdefault(float(point["epoch"]), []).append(value)
+                split = "test" if cell.inner and point.get("split") == "validation" else point.get("split")
+                value = point.get("values", {}).get("loss" if split == "train" else metric)
+                if split in points and value is not None:
+                    points[split].setdefault(float(point["epoch"]), []).append(value)
         curves[cell.variant] = {
             split: [(epoch, float(np.mean(v))) for epoch, v in sorted(p.items())] for split, p in points.items()
         }
@@ -182,6 +224,7 @@ def _curves(analysis: Analysis, corpus: CorpusAnalysis, runs_root: Path) -> Curv
 
 
 def _learning(curves: Curves, metric: str) -> Figure:
+    """`metric` with the part that it was measured on: the title of the right pane."""
     figure, axes = _figure(3.0, columns=2)
     for index, (variant, splits) in enumerate(curves.items()):
         look: dict[str, Any] = {
@@ -200,7 +243,7 @@ def _learning(curves: Curves, metric: str) -> Figure:
                 linewidth=1.2,
                 **look,
             )
-    for place, name in zip(axes, ("Training loss", f"Test {metric}"), strict=True):
+    for place, name in zip(axes, ("Training loss", metric), strict=True):
         place.set_xlabel("Epoch")
         place.set_title(name)
         place.grid()
@@ -213,7 +256,7 @@ def _best_classifier(corpus: CorpusAnalysis) -> tuple[str, NDArray[np.int64]] | 
     complete = [cell for cell in corpus.cells if cell.complete]
     if not complete:
         return None
-    best = max(complete, key=lambda cell: cell.pooled[corpus.headline])
+    best = best_cell(complete, corpus.headline)
     predictions = best.pooled_predictions[min(best.pooled_predictions)]
     if not predictions.is_classification:
         return None

@@ -12,6 +12,7 @@ from reports.query import STUDIES, require_studies, run_ids
 
 STAMP = ".made-from"
 _READ = ("config.json", "snapshot.json", "events.jsonl", "metrics.jsonl", "predictions.parquet", "result.json")
+_DRAWN = "pictures/reconstruction-1.png"
 
 
 def is_current(
@@ -34,7 +35,7 @@ def _stamp(runs_root: Path, name: str | None, extras: Sequence[str] | None, pdf:
     files = [runs_root / "_mlflow" / "links.json", *own]
     for study in require_studies(runs_root, name):
         files.append(runs_root / STUDIES / f"{study}.json")
-        files += [runs_root / run / file for run in run_ids(runs_root, study) for file in _READ]
+        files += [runs_root / run / file for run in run_ids(runs_root, study) for file in (*_READ, _DRAWN)]
     seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     wanted = [name, None if extras is None else list(extras), pdf and shutil.which("latexmk") is not None]
     return hashlib.sha256(json.dumps([wanted, seen]).encode()).hexdigest()

@@ -79,7 +79,9 @@ def fragment(table: Table, study: str) -> str:
         lines.append(r"\midrule")
         if len(table.blocks) > 1:
             lines.append(rf"\multicolumn{{{_width(table)}}}{{l}}{{\textit{{{escape(block.title)}}}}} \\")
-        lines += [_row(table, row, cell_key(study, block.corpus, row.variant)) for row in block.rows]
+        lines += [_row(table, row, cell_key(study, block.corpus, row.variant)) for row in block.shown]
+        if block.verdict:
+            lines.append(rf"\multicolumn{{{_width(table)}}}{{l}}{{\footnotesize {escape(block.verdict)}}} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -105,8 +107,8 @@ def _heading(column: Column) -> str:
 def _specification(table: Table, index: int) -> str:
     column = table.columns[index]
     if column.kind != "number":
-        return {"text": "l", "mark": "c", "spread": r"r@{${}\pm{}$}l", "difference": r"r@{\ }l"}[column.kind]
-    values = [row.fields[index].value for block in table.blocks for row in block.rows]
+        return {"interval": "c", "text": "l", "mark": "c", "spread": r"r@{${}\pm{}$}l", "difference": r"r@{\ }l"}[column.kind]
+    values = [row.fields[index].value for block in table.blocks for row in block.shown]
     digits = max((len(f"{abs(value):.{column.decimals}f}".partition(".")[0]) for value in values if value is not None), default=1)
     sign = "-" if any(value is not None and value < 0 for value in values) else ""
     return rf"S[table-format={sign}{digits}.{column.decimals}, detect-weight, mode=text, table-align-text-before=false]"
@@ -124,6 +126,9 @@ def _place(column: Column, field: Field, key: str) -> str:
         return escape(field.text) or DASH
     if column.kind in ("spread", "difference"):
         return _pair(column, field)
+    if column.kind == "interval":
+        known = field.low is not None and field.high is not None
+        return f"{{[}}{field.low:.{column.decimals}f}, {field.high:.{column.decimals}f}{{]}}" if known else DASH
     if field.value is None:
         return f"{{{_link(field, key, field.text)}{escape(field.text)}}}" if field.text else DASH
     number = f"{field.value:.{column.decimals}f}"
@@ -168,7 +173,7 @@ def macros(table: Table, study: str) -> str:
     r"""`\newcommand` for every pooled number: `\AblationMafwFullUAR`, digits spelled out."""
     lines, used = [f"% Numbers of {_comment(table.name)}, written by `hicmae report`; do not edit."], set[str]()
     for block in table.blocks:
-        for row in block.rows:
+        for row in block.shown:
             for column, field in zip(table.columns, row.fields, strict=True):
                 if column.key.startswith("pooled."):
                     name = _unused(_macro_name(study, block.corpus, row.variant, column.heading), used)

@@ -6,7 +6,7 @@ Legend: S samples, K regression targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Predictions:
     answers: Array
     targets: tuple[str, ...] = ()
     merged_tasks: bool = False
+    values: dict[str, dict[str, float]] = field(default_factory=dict, compare=False, repr=False)  # metrics computed so far
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -42,7 +43,10 @@ class Predictions:
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """Values of the named metrics. Raises UsageError for a metric that does not exist."""
-        return compute(names, self.truth, self.answers, self.targets)
+        for name in names:
+            if name not in self.values:
+                self.values[name] = compute([name], self.truth, self.answers, self.targets)
+        return {key: value for name in names for key, value in self.values[name].items()}
 
     def metric_at(self, index: NDArray[np.int64], name: str) -> float:
         """One metric on the samples at `index`, repetitions allowed; quick enough for thousands of resamples."""
@@ -67,8 +71,10 @@ def read_predictions(path: Path, selection: str, targets: Sequence[str] = ()) ->
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        table = file.read([name for name in file.schema_arrow.names if not name.startswith("view_")])
+        # Small files: one read of the whole, and no threads of its own.
+        file = pq.ParquetFile(pa.py_buffer(path.read_bytes()), pre_buffer=False)
+        names = [name for name in file.schema_arrow.names if not name.startswith("view_")]
+        table = file.read(names, use_threads=False)
     except FileNotFoundError:
         raise RecordError("predictions.parquet: missing") from None
     except (OSError, pa.ArrowException) as error:
@@ -81,11 +87,14 @@ def _selected(table: pa.Table, selection: str) -> pa.Table:
         if name not in table.column_names:
             raise RecordError(f"predictions.parquet: has no column {name!r}")
     rules = np.asarray(table["selection"].to_pylist(), dtype=str)
-    if selection not in rules:
+    chosen = np.flatnonzero(rules == selection)
+    if not len(chosen):
         raise RecordError(
             f"predictions.parquet: has no predictions selected by {selection!r}, only {', '.join(sorted(set(rules))) or 'none'}"
         )
-    return table.take(np.flatnonzero(rules == selection))
+    if chosen[-1] - chosen[0] + 1 == len(chosen):
+        return table.slice(chosen[0], len(chosen))
+    return table.take(chosen)
 
 
 def _checked(table: pa.Table, target_names: tuple[str, ...]) -> Predictions:
@@ -105,6 +114,8 @@ def _checked(table: pa.Table, target_names: tuple[str, ...]) -> Predictions:
 
 def _classified(table: pa.Table, sample_ids: Array, groups: Array, scores: list[str]) -> Predictions:
     labels, answers = (_whole_numbers(table, name) for name in ("label", "prediction"))
+    if scores:
+        _matrix(table, scores)  # answers from scores that are not finite mean nothing
     tasks = table["task_id"].to_pylist() if "task_id" in table.column_names else [None]
     if any(task is None or task == "" for task in tasks):
         return Predictions(sample_ids, groups, labels, answers)
@@ -120,10 +131,13 @@ def _by_task(tasks: Array, groups: Array, labels: Array, scores: NDArray[np.floa
 
 
 def _whole_numbers(table: pa.Table, name: str) -> NDArray[np.int64]:
-    values = table[name].to_pylist()
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    import pyarrow as pa
+
+    column = table[name]
+    values = column.to_numpy() if pa.types.is_integer(column.type) and not column.null_count else None
+    if values is None or (len(values) and values.min() < 0):
         raise RecordError(f"predictions.parquet: column {name!r} has entries that are not class indices")
-    return np.asarray(values, dtype=np.int64)
+    return values.astype(np.int64)
 
 
 def _matrix(table: pa.Table, names: list[str]) -> NDArray[np.float64]:

@@ -14,19 +14,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hicmae.config import to_dict
-from hicmae.errors import HicmaeError, RecordError, UsageError, raise_unknown
-from hicmae.metrics import METRICS
-from hicmae.record import RunRecord
+from hicmae.errors import RecordError, UsageError, raise_unknown
+from reports.cache import Cache
 from reports.corpora import words
-from reports.predictions import Predictions, read_predictions
+from reports.recorded import StudyRun, read_run
 
 STUDIES = "_studies"
 SELECTIONS = ("last", "oracle", "validation", "inner")
-TOLERANCE = 0.01  # percentage points between a recorded metric and the one computed from its predictions
 
 
 @dataclass(frozen=True)
@@ -37,35 +35,6 @@ class Variant:
     columns: Mapping[str, Any] = field(default_factory=dict)
     delta: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """A run that the study wants. `problem` says why it does not count; predictions are there where it does."""
-
-    run_id: str
-    stage: str
-    variants: tuple[str, ...]
-    corpus: str
-    fold: int | None
-    seed: int
-    depends_on: tuple[str, ...] = ()
-    state: str = "new"
-    problem: str = ""
-    result: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    snapshot: Mapping[str, Any] = field(default_factory=dict)
-    predictions: Predictions | None = None
-
-    @property
-    def label(self) -> str:
-        """For people: `finetune crema_d fold 2 seed 0, all three`."""
-        fold = "" if self.fold is None else f" fold {self.fold}"
-        return f"{self.stage} {self.corpus}{fold} seed {self.seed}, {' = '.join(self.variants)} ({self.run_id})"
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.config.get("data", {}).get("fingerprint", ""))
 
 
 @dataclass(frozen=True)
@@ -83,6 +52,7 @@ class Study:
     runs: tuple[StudyRun, ...]
     snapshot: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    search: Mapping[str, Any] = field(default_factory=dict)  # of a hyper-parameter search: its trials
 
     @property
     def corpora(self) -> tuple[str, ...]:
@@ -96,8 +66,15 @@ class Study:
 
     def cell_runs(self, variant: str, corpus: str) -> list[StudyRun]:
         """The fine-tuning runs that a cell wants, usable or not, by fold and seed."""
-        wanted = [r for r in self.runs if r.stage == "finetune" and variant in r.variants and r.corpus == corpus]
-        return sorted(wanted, key=lambda run: (run.fold or 0, run.seed))
+        return list(self._by_cell.get((variant, corpus), ()))
+
+    @cached_property
+    def _by_cell(self) -> dict[tuple[str, str], list[StudyRun]]:
+        cells: dict[tuple[str, str], list[StudyRun]] = {}
+        for run in sorted(self.runs, key=lambda run: (run.fold or 0, run.seed)):
+            for variant in run.variants if run.stage == "finetune" else ():
+                cells.setdefault((variant, run.corpus), []).append(run)
+        return cells
 
 
 def study_names(runs_root: Path) -> list[str]:
@@ -110,7 +87,9 @@ def load_study(runs_root: Path, name: str) -> Study:
     if name not in study_names(runs_root):
         raise_unknown(f"study in {runs_root}", name, study_names(runs_root))
     study = _read_study(runs_root / STUDIES / f"{name}.json")
-    runs = [_read_run(runs_root, run, study.selection) for run in study.runs]
+    runs = Cache(runs_root, name, [study.selection]).read(
+        study.runs, lambda run: read_run(runs_root, run, study.selection, words(run.corpus).targets)
+    )
     checked = _check_cells(study, _check_fingerprints(runs))
     return replace(study, runs=tuple(checked), problems=tuple(_problems(study, checked)))
 
@@ -126,7 +105,8 @@ def run_ids(runs_root: Path, name: str) -> list[str]:
 def _read_study(path: Path) -> Study:
     try:
         values = json.loads(path.read_text())
-        table = dict(values.get("table") or {})
+        table, search, snapshot = (dict(values.get(name) or {}) for name in ("table", "search", "snapshot"))
+        _ = [trial["name"] for trial in search.get("trials", ())]
         variants = tuple(
             Variant(v["name"], v.get("columns", {}), v.get("delta", {}), v.get("paper", "")) for v in values["variants"]
         )
@@ -137,7 +117,7 @@ def _read_study(path: Path) -> Study:
         raise_unknown(f"selection in {path}", str(table["selection"]), SELECTIONS)
     title, description, source, command = (str(values.get(key, "")) for key in ("title", "description", "source", "command"))
     name, smoke = str(values.get("experiment", path.stem)), bool(values.get("smoke"))
-    return Study(name, title, description, source, smoke, command, table, variants, runs, values.get("snapshot") or {})
+    return Study(name, title, description, source, smoke, command, table, variants, runs, snapshot, search=search)
 
 
 def _wanted(run: Mapping[str, Any]) -> StudyRun:
@@ -150,41 +130,6 @@ def _wanted(run: Mapping[str, Any]) -> StudyRun:
         seed=int(run["seed"]),
         depends_on=tuple(run.get("depends_on", ())),
     )
-
-
-def _read_run(runs_root: Path, run: StudyRun, selection: str) -> StudyRun:
-    """The run with its record, or with the reason why its record does not count."""
-    record = RunRecord(runs_root / run.run_id)
-    try:
-        result = record.result()
-        if result is None:
-            state = record.state()
-            return replace(run, state=state, problem="not launched yet" if state == "new" else f"not done ({state})")
-        config, snapshot = to_dict(record.config()), record.snapshot()
-        run = replace(run, state="done", result=result, config=config, snapshot=snapshot)
-        if run.stage == "pretrain":
-            return run
-        predictions = read_predictions(record.path / "predictions.parquet", selection, words(run.corpus).targets)
-        _agree(run, predictions, selection)
-    except HicmaeError as error:
-        return replace(run, state="done", problem=str(error))
-    return replace(run, predictions=predictions)
-
-
-def _agree(run: StudyRun, predictions: Predictions, selection: str) -> None:
-    """Raise RecordError unless result, predictions and the study's enumeration tell the same story."""
-    if run.result.get("run_id") != run.run_id:
-        raise RecordError(f"result.json belongs to {run.result.get('run_id')}, not to {run.run_id}")
-    data = run.config["data"]
-    if (data["corpus"], data["fold"]) != (run.corpus, run.fold) or run.config["seed"] != run.seed:
-        raise RecordError("config.json has another corpus, fold or seed than the study")
-    if run.result.get("n_test", len(predictions)) != len(predictions) and not predictions.merged_tasks:
-        raise RecordError(f"predictions.parquet has {len(predictions)} samples, result.json says {run.result['n_test']}")
-    recorded = dict(run.result.get("metrics") or {}).get(selection) or {}
-    kinds = dict.fromkeys(name.partition(" ")[0] for name in recorded)
-    for metric, value in predictions.metrics([kind for kind in kinds if kind in METRICS]).items():
-        if abs(value - recorded.get(metric, value)) > TOLERANCE:
-            raise RecordError(f"predictions.parquet gives {metric} {value:.2f}, result.json says {recorded[metric]:.2f}")
 
 
 def _check_fingerprints(runs: Iterable[StudyRun]) -> list[StudyRun]:
@@ -207,10 +152,11 @@ def _check_cells(study: Study, runs: list[StudyRun]) -> list[StudyRun]:
     """Leave out what would be counted twice or mixed inside a cell: selection rules, samples in two folds."""
     by_id = {run.run_id: run for run in runs}
     current = replace(study, runs=tuple(runs))
+    sets: dict[int, frozenset[str]] = {}  # of the test lists, which runs share
     for variant in study.variants:
         for corpus in current.corpora:
             usable = [by_id[run.run_id] for run in current.cell_runs(variant.name, corpus) if by_id[run.run_id].predictions]
-            for run in [*_mixed_selections(usable), *_repeated_samples(usable)]:
+            for run in [*_mixed_selections(usable), *_repeated_samples(usable, sets)]:
                 by_id[run.run_id] = run
     return [by_id[run.run_id] for run in runs]
 
@@ -224,15 +170,19 @@ def _mixed_selections(runs: list[StudyRun]) -> list[StudyRun]:
     return [_left_out(run, f"selection rule {selection_rule(run)!r}, the cell's other runs have {usual!r}") for run in odd]
 
 
-def _repeated_samples(runs: list[StudyRun]) -> list[StudyRun]:
+def _repeated_samples(runs: list[StudyRun], sets: dict[int, frozenset[str]]) -> list[StudyRun]:
     """Runs whose test samples were already in another fold of the same seed."""
     seen: dict[int, set[str]] = {}
     repeated = []
     for run in runs:
-        samples = set(run.predictions.sample_ids.tolist()) if run.predictions else set()
+        ids = run.predictions.sample_ids if run.predictions else None
+        if id(ids) not in sets:
+            sets[id(ids)] = frozenset() if ids is None else frozenset(ids.tolist())
+        samples = sets[id(ids)]
         earlier = seen.setdefault(run.seed, set())
-        if samples & earlier:
+        if not samples.isdisjoint(earlier):
             repeated.append(_left_out(run, f"{len(samples & earlier)} test samples are also in another fold"))
+            continue
         earlier |= samples
     return repeated
 
@@ -247,7 +197,9 @@ def _left_out(run: StudyRun, reason: str) -> StudyRun:
 
 
 def _problems(study: Study, runs: list[StudyRun]) -> list[str]:
-    lines = [f"{run.label}: {run.problem}" for run in runs if run.problem]
+    pruned = {trial["name"] for trial in study.search.get("trials", ()) if trial.get("state") == "pruned"}
+    lines = [f"{run.label}: {run.problem}" for run in runs if run.problem and not pruned.issuperset(run.variants)]
+    lines += [f"{run.label}: {remark}" for run in runs for remark in run.remarks]
     if not any(run.stage == "finetune" for run in runs):
         lines.append("the study has no run with a test part")
     for corpus in dict.fromkeys(run.corpus for run in runs if run.predictions):

@@ -31,6 +31,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["anchor"] = latex.anchor
+    environment.filters["kept_together"] = _kept_together
     environment.globals.update(cell_key=cell_key, shown=shown)
     return environment
 
@@ -55,6 +56,11 @@ def latex_templates() -> jinja2.Environment:
     return environment
 
 
+def _kept_together(text: str) -> str:
+    """A number may stand above its interval, but neither is broken."""
+    return text.replace(", ", ",\u00a0").replace(" ± ", "\u00a0±\u00a0")
+
+
 def to_csv(table: Table) -> str:
     """One line per row; a spread gives two columns, a difference three."""
     output = io.StringIO()
@@ -68,14 +74,15 @@ def to_csv(table: Table) -> str:
 
 
 def _names(column: Column) -> list[str]:
-    suffixes = {"spread": (".mean", ".sd"), "difference": ("", ".low", ".high")}.get(column.kind, ("",))
+    suffixes = {"spread": (".mean", ".sd"), "difference": ("", ".low", ".high"), "interval": ("", ".low", ".high")}.get(
+        column.kind, ("",)
+    )
     return [column.key + suffix for suffix in suffixes]
 
 
 def _values(column: Column, field: Field) -> list[str]:
-    raw = {"spread": (field.value, field.spread), "difference": (field.value, field.low, field.high)}.get(
-        column.kind, (field.value,)
-    )
+    bounds = (field.value, field.low, field.high)
+    raw = {"spread": (field.value, field.spread), "difference": bounds, "interval": bounds}.get(column.kind, (field.value,))
     return [field.text if value is None and index == 0 else _plain(value) for index, value in enumerate(raw)]
 
 
@@ -110,6 +117,8 @@ def shown(column: Column, field: Field) -> str:
         return "–" if field.value is None else "✓" if field.value else "✗"
     if field.value is None:
         return field.text or "–"
+    if column.kind == "interval":
+        return f"[{field.low:.{column.decimals}f}, {field.high:.{column.decimals}f}]"
     if column.kind == "spread":
         return f"{field.value:.{column.decimals}f} ± {field.spread:.{column.decimals}f}"
     if column.kind == "difference":

@@ -1,7 +1,8 @@
 """The table of a study as data: columns, rows and fields, before any format. Rounding happens in the renderers.
 
 Corpora with the same metrics share a table, one block of rows each. In each block and metric the best complete value is bold and
-the second underlined; equal values share the mark; an incomplete cell shows `3/5` and has no mark.
+the second underlined; equal values share the mark; an incomplete cell shows `3/5` and has no mark. A block in which no difference
+can be shown has no marks: its verdict stands instead. Of a search with many trials a page shows the best, the files have all.
 """
 
 from __future__ import annotations
@@ -15,18 +16,35 @@ import numpy as np
 
 from hicmae.errors import raise_unknown
 from hicmae.metrics import HIGHER_IS_BETTER
-from reports import stats
-from reports.analysis import Analysis, CorpusAnalysis
+from reports import stats, trials
+from reports.analysis import ROPE_POINTS, Analysis, CorpusAnalysis, paper_differences
 from reports.cells import Cell
 from reports.paper import STATUS_MARKS, STATUS_WORDS
-from reports.query import selection_rule
+from reports.query import Study, selection_rule
 
-EXTRAS = ("spread", "folds", "seeds", "samples", "baseline", "paper", "paper_difference", "selection", "gpu_hours", "parameters")
+EXTRAS = (
+    *("spread", "interval", "folds", "seeds", "samples", "baseline", "pooled_difference", "mcnemar", "wilcoxon"),
+    *("paper", "paper_difference", "equivalence", "selection", "gpu_hours", "parameters"),
+)
+EPOCHS = {
+    "last": "last epoch",
+    "oracle": "best epoch on the test samples, an oracle",
+    "validation": "epoch chosen on a validation part",
+    "inner": "last epoch",
+}
+CAPTIONS = {
+    "spread": "Over folds: mean and standard deviation.",
+    "interval": "95 % interval: bootstrap of whole groups (actors, sessions, games) on the pooled samples.",
+    "pooled_difference": "Pooled difference: with the interval of a paired bootstrap of whole groups.",
+    "mcnemar": "McNemar: exact test on the pooled test list (first seed), not corrected for the number of rows.",
+    "wilcoxon": "Wilcoxon: signed-rank test over folds, exact; with k folds p cannot fall below 2^(1-k), so it is never starred.",
+    "equivalence": f"P(as paper): posterior probability that own and published value differ by less than {ROPE_POINTS:g} point.",
+}
 
 
 @dataclass(frozen=True)
 class Column:
-    """`kind` is text, mark (a check mark), number, spread (mean and deviation) or difference (with its interval)."""
+    """`kind` is text, mark (a check mark), number, spread (mean and deviation), interval or difference (with its interval)."""
 
     key: str
     heading: str
@@ -50,18 +68,26 @@ class Field:
 
 @dataclass(frozen=True)
 class Row:
+    """`shown` is False for a row that only the CSV and JSON files have."""
+
     variant: str
     complete: bool
     fields: tuple[Field, ...]
+    shown: bool = True
 
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one corpus."""
+    """The rows of one corpus; `verdict` is the line that stands under them where nothing can be ranked."""
 
     corpus: str
     title: str
     rows: tuple[Row, ...]
+    verdict: str = ""
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.shown)
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,7 @@ def cell_key(study: str, corpus: str, variant: str) -> str:
 def _table(analysis: Analysis, group: list[CorpusAnalysis], extras: Sequence[str] | None, several: bool) -> Table:
     study, metrics = analysis.study, group[0].metrics
     chosen = _usual_extras(analysis, group) if extras is None else list(extras)
-    columns = [*_variant_columns(analysis), *(_metric_column(metric) for metric in metrics)]
+    columns = [*_variant_columns(analysis), *(_metric_column(study, metric) for metric in metrics)]
     if metrics:
         columns += [_EXTRA_COLUMNS[extra](metrics[0]) for extra in chosen]
     blocks = tuple(_block(analysis, corpus, [make for _, make in columns]) for corpus in group)
@@ -114,8 +140,13 @@ def _table(analysis: Analysis, group: list[CorpusAnalysis], extras: Sequence[str
 
 
 def _block(analysis: Analysis, corpus: CorpusAnalysis, makers: list[Maker]) -> Block:
-    rows = tuple(Row(cell.variant, cell.complete, tuple(make(corpus, cell) for make in makers)) for cell in corpus.cells)
-    return Block(corpus.corpus, corpus.title, rows)
+    seen = trials.shown(analysis.study, corpus.cells)
+    rows = [
+        Row(cell.variant, cell.complete, tuple(make(corpus, cell) for make in makers), cell.variant in seen)
+        for cell in corpus.cells
+    ]
+    verdict = f"Which row is best is {corpus.verdict} ({corpus.headline})." if corpus.verdict else ""
+    return Block(corpus.corpus, corpus.title, tuple(rows), verdict)
 
 
 def _slug(text: str) -> str:
@@ -153,11 +184,12 @@ def _shown(values: Mapping[str, Any]) -> Maker:
     return make
 
 
-def _metric_column(metric: str) -> tuple[Column, Maker]:
+def _metric_column(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         if not cell.complete:
-            return Field(text=cell.progress, link=cell.variant)
-        return Field(value=cell.pooled[metric], rank=ranks(corpus, metric).get(cell.variant, ""), link=cell.variant)
+            return Field(text=trials.progress(study, cell), link=cell.variant)
+        rank = "" if corpus.verdict else ranks(corpus, metric).get(cell.variant, "")
+        return Field(value=cell.pooled[metric], rank=rank, link=cell.variant)
 
     return Column(f"pooled.{metric}", metric, "number"), make
 
@@ -183,6 +215,14 @@ def _spread(metric: str) -> tuple[Column, Maker]:
     return Column(f"spread.{metric}", f"{metric} over folds", "spread"), make
 
 
+def _interval(metric: str) -> tuple[Column, Maker]:
+    def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
+        found = corpus.intervals.get(cell.variant)
+        return Field() if found is None or np.isnan(found.low) else Field(found.estimate, low=found.low, high=found.high)
+
+    return Column(f"interval.{metric}", f"{metric}, 95 % interval", "interval", 1), make
+
+
 def _folds(metric: str) -> tuple[Column, Maker]:
     return Column("folds", "Folds", "number", 0), lambda corpus, cell: Field(value=len(cell.folds[metric]))
 
@@ -200,13 +240,50 @@ def _baseline(metric: str) -> tuple[Column, Maker]:
         comparison = corpus.comparisons.get(cell.variant)
         if comparison is None:
             return Field()
-        difference, low, high = comparison.difference, comparison.difference.low, comparison.difference.high
-        if difference.folds < 2:
-            difference_of_pooled = comparison.pooled
-            return Field(difference_of_pooled.estimate, low=difference_of_pooled.low, high=difference_of_pooled.high)
-        return Field(difference.mean, low=low, high=high, mark="*" if comparison.significant else "")
+        found, mark = comparison.difference, "*" if comparison.significant else ""
+        if found.folds < 2:
+            pooled = comparison.pooled
+            return Field(pooled.estimate, low=pooled.low, high=pooled.high, mark=mark)
+        return Field(found.mean, low=found.low, high=found.high, mark=mark)
 
     return Column(f"baseline.{metric}", f"{metric} to baseline", "difference"), make
+
+
+def _pooled_difference(metric: str) -> tuple[Column, Maker]:
+    def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
+        comparison = corpus.comparisons.get(cell.variant)
+        pooled = None if comparison is None else comparison.pooled
+        return Field() if pooled is None else Field(pooled.estimate, low=pooled.low, high=pooled.high)
+
+    return Column(f"pooled_difference.{metric}", f"pooled {metric} to baseline", "difference"), make
+
+
+def _mcnemar(metric: str) -> tuple[Column, Maker]:
+    def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
+        comparison = corpus.comparisons.get(cell.variant)
+        found = None if comparison is None else comparison.disagreement
+        return Field() if found is None else Field(found.p)
+
+    return Column("mcnemar", "p, McNemar", "number", 3), make
+
+
+def _wilcoxon(metric: str) -> tuple[Column, Maker]:
+    def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
+        comparison = corpus.comparisons.get(cell.variant)
+        known = comparison is not None and comparison.difference.folds > 1 and not np.isnan(comparison.wilcoxon_p)
+        return Field(comparison.wilcoxon_p) if comparison is not None and known else Field()
+
+    return Column("wilcoxon", "p, Wilcoxon", "number", 3), make
+
+
+def _equivalence(metric: str) -> tuple[Column, Maker]:
+    def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
+        if (cell.variant, metric) not in corpus.paper or not cell.complete:
+            return Field()
+        inside = stats.rope(paper_differences(corpus, cell.variant, metric), cell.test_over_train, ROPE_POINTS).inside
+        return Field() if np.isnan(inside) else Field(inside)
+
+    return Column(f"equivalence.{metric}", "P(as paper)", "number", 2), make
 
 
 def _paper(metric: str) -> tuple[Column, Maker]:
@@ -249,12 +326,17 @@ def _parameters(metric: str) -> tuple[Column, Maker]:
 
 _EXTRA_COLUMNS: dict[str, Callable[[str], tuple[Column, Maker]]] = {
     "spread": _spread,
+    "interval": _interval,
     "folds": _folds,
     "seeds": _seeds,
     "samples": _samples,
     "baseline": _baseline,
+    "pooled_difference": _pooled_difference,
+    "mcnemar": _mcnemar,
+    "wilcoxon": _wilcoxon,
     "paper": _paper,
     "paper_difference": _paper_difference,
+    "equivalence": _equivalence,
     "selection": _selection,
     "gpu_hours": _gpu_hours,
     "parameters": _parameters,
@@ -264,12 +346,16 @@ _EXTRA_COLUMNS: dict[str, Callable[[str], tuple[Column, Maker]]] = {
 def _notes(analysis: Analysis, group: list[CorpusAnalysis], chosen: Sequence[str]) -> list[str]:
     """The sentences of the caption: what the numbers are, and what they may not be taken for."""
     study = analysis.study
-    notes = [f"Metrics over all folds' test samples together ({study.selection} epoch)."]
-    notes.append("Bold is the largest, underlined the second; a cell such as 3/5 is incomplete.")
-    if "spread" in chosen:
-        notes.append("Over folds: mean and standard deviation.")
+    rule = EPOCHS.get(study.selection, study.selection)
+    notes = [f"Metrics over all folds' {'validation' if study.selection == 'inner' else 'test'} samples together ({rule})."]
+    if any(not corpus.verdict and len(corpus.cells) > 1 for corpus in group):
+        notes.append("Bold is the best, underlined the second.")
+    if any(not cell.complete for corpus in group for cell in corpus.cells):
+        notes.append("A cell such as 3/5 is incomplete.")
+    notes += [note for corpus in group for note in trials.notes(study, corpus.cells)]
+    notes += [CAPTIONS[extra] for extra in chosen if extra in CAPTIONS]
     if "baseline" in chosen:
-        notes += _baseline_notes(str(study.table["baseline"]), group)
+        notes += _baseline_notes(str(study.table.get("baseline")), group)
     if "paper" in chosen:
         marks = sorted({STATUS_MARKS[value.status] for corpus in group for value in corpus.paper.values()} - {""})
         notes += [f"Paper values: {'; '.join(f'{mark} {STATUS_WORDS[mark]}' for mark in marks)}."] if marks else []
@@ -279,12 +365,14 @@ def _notes(analysis: Analysis, group: list[CorpusAnalysis], chosen: Sequence[str
 
 
 def _baseline_notes(baseline: str, group: list[CorpusAnalysis]) -> list[str]:
-    notes = [
-        f"To baseline: difference to {baseline!r}, mean over folds with the 95 % interval of the corrected resampled t test; "
-    ]
-    notes[0] += f"* has p < {stats.ALPHA:g} after Holm's correction."
-    for corpus in group:
-        if corpus.comparisons and not any(comparison.significant for comparison in corpus.comparisons.values()):
-            verdict = stats.not_resolvable(corpus.folds, corpus.seeds)
-            notes.append(f"{corpus.title}: differences to the baseline are {verdict}; bold marks a number, not a winner.")
-    return notes
+    """How differences to the baseline were tested, and what the star says."""
+    compared = [corpus for corpus in group if corpus.comparisons]
+    ways = []
+    if any(corpus.folds > 1 for corpus in compared):
+        ways.append("over folds the mean with the 95 % interval of the corrected resampled t test")
+    if any(corpus.folds == 1 for corpus in compared):
+        ways.append("on one test list the difference with its bootstrap interval, tested with the exact McNemar test")
+    lines = [f"To baseline: difference to {baseline!r}, {'; '.join(ways)}; * has p < {stats.ALPHA:g} after Holm's correction."]
+    if any(corpus.verdict for corpus in group):
+        lines.append("Where no difference to the baseline can be shown, rows are not ranked and the line below them says so.")
+    return lines

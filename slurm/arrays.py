@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,16 @@ def create(runs_root: Path, label: str, run_ids: Sequence[str], resources: Mappi
     name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)[:40]}-{secrets.token_hex(4)}"
     folder = (runs_root / FOLDER / name).absolute()
     folder.mkdir(parents=True, mode=0o700)  # scripts of one's own, that nobody else may change
-    created = time.time()
-    values = {"name": name, "run_ids": list(run_ids), "created": created, "resources": dict(resources)}
-    write_json(folder / "array.json", values)
+    array = Array(name, folder, tuple(run_ids), time.time(), resources)
+    _write(array)
     for index, run_id in enumerate(run_ids):
         RunRecord(runs_root / run_id).append_event("submitted", array=name, index=index, resources=dict(resources))
-    return Array(name, folder, tuple(run_ids), created, resources)
+    return array
+
+
+def forget_arguments(array: Array) -> None:
+    """Take the arguments of an array's tasks out of its record, once they are not needed any more."""
+    _write(replace(array, resources={**array.resources, "arguments": []}))
 
 
 def read(runs_root: Path, name: str) -> Array:
@@ -79,3 +83,8 @@ def read(runs_root: Path, name: str) -> Array:
         return Array(name, folder, tuple(values["run_ids"]), float(values["created"]), values["resources"])
     except (OSError, ValueError, KeyError) as error:
         raise RecordError(f"{folder}/array.json: unreadable ({error}); launch again to submit its runs anew") from None
+
+
+def _write(array: Array) -> None:
+    values = {"name": array.name, "run_ids": list(array.run_ids), "created": array.created, "resources": dict(array.resources)}
+    write_json(array.folder / "array.json", values)

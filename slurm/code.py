@@ -55,6 +55,21 @@ def take(runs_root: Path, root: Path = ROOT) -> Snapshot:
     return taken
 
 
+def of_commit(runs_root: Path, commit: str, root: Path = ROOT) -> Snapshot | None:
+    """The code of a commit, among the copies below `runs_root`; None where git does not have it."""
+    if not _is_checkout(root) or _git(root, "cat-file", "-t", commit, may_fail=True) != "commit":
+        return None
+    tree = _git(root, "rev-parse", f"{commit}^{{tree}}")
+    taken = Snapshot(runs_root.absolute() / FOLDER / tree, tree, _git(root, "rev-parse", commit))
+    if not (taken.path / INFO).exists():
+        with tempfile.TemporaryDirectory() as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+            _git(root, "read-tree", commit, environment=index)
+            _put(taken.path, lambda target: _check_out(root, target, index))
+        write_json(taken.path / INFO, {**taken.to_json(), "changed": [], "diff": ""})
+    return taken
+
+
 def _difference(root: Path, taken: Snapshot) -> dict[str, Any]:
     """What the copy has that the commit below it has not; read by hicmae.provenance."""
     if not taken.dirty or taken.parent is None:
@@ -151,6 +166,6 @@ def _git(
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, env=variables, input=text or "", check=False)
     if ended.returncode and not may_fail:
         raise HicmaeError(
-            f"git {arguments[0]}: {ended.stderr.strip()[-300:]}; a launch keeps its code by git, mend the repository"
+            f"git {arguments[0]}: {' '.join(ended.stderr.split())[-300:]}; a launch keeps its code by git, mend the repository"
         )
     return ended.stdout.strip() if not ended.returncode else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Target:
     label: str
     environment: Mapping[str, str]
     max_parallel: int | None = None
+    profile: str = ""  # by which name the profiles are found again, for another attempt
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class _Refused(HicmaeError):
     """SLURM refused a submission, for a reason that waiting does not mend."""
 
 
-class _Unanswered(HicmaeError):
+class _Unanswered(scheduler.SilentSchedulerError):
     """The controller did not answer and has no such job: sbatch may be called again."""
 
 
@@ -76,6 +78,21 @@ def submit_workers(runs_root: Path, name: str, module: str, arguments: Sequence[
     resources = {**as_json(profile), "workers_of": name, "arguments": list(arguments), "count": count}
     array = arrays.create(runs_root, f"workers-{name}", [], resources)
     array.set_job_id(_sbatch(array, target, profile, "", target.max_parallel or count, f"{module} --array", count))
+    return array
+
+
+def submit_after(
+    runs_root: Path, label: str, module: str, arguments: Sequence[str], job_ids: Sequence[str], target: Target
+) -> Array:
+    """Submit one small task that executes `python -m MODULE --array FOLDER` when the jobs have ended, however that was.
+
+    Its folder, with the arguments, can be read by nobody else. Raises HicmaeError when SLURM refuses or does not answer.
+    """
+    alone = replace(target.profiles["finetune"], nodes=1, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1)
+    profile = replace(alone, memory_gb=1.0, time_h=0.2)
+    array = arrays.create(runs_root, label, [], {**as_json(profile), "arguments": list(arguments), "count": 1})
+    dependency = f"afterany:{':'.join(dict.fromkeys(job_ids))}"
+    array.set_job_id(_sbatch(array, target, profile, dependency, 1, f"{module} --array", 1))
     return array
 
 
@@ -124,15 +141,24 @@ class _Submission:
             groups.setdefault((job.stage, memory_gb, waits_for), []).append(job)
         for (stage, memory_gb, waits_for), members in groups.items():
             profile = self.target.profiles[stage]
-            size = profile.array_size or scheduler.max_array_size()
+            size = profile.array_size or self.max_array_size
             dependency = [f"afterok:{':'.join(waits_for)}"] if waits_for else []
             for start in range(0, len(members), size):
                 yield members[start : start + size], profile, memory_gb, dependency
 
+    @cached_property
+    def max_array_size(self) -> int:
+        return scheduler.max_array_size()
+
     def _submit(self, members: list[Job], profile: Profile, memory_gb: float, dependency: list[str], share: int) -> None:
         for job in members:
             _note_end(job, self.states[job.run_id])
-        resources = {**as_json(profile), "memory_gb": memory_gb, "dependency": ",".join(dependency)}
+        resources = {
+            **as_json(profile),
+            "memory_gb": memory_gb,
+            "dependency": ",".join(dependency),
+            "profile": self.target.profile,
+        }
         label = f"{self.target.label}-{members[0].stage}"
         array = arrays.create(self.root, label, [job.run_id for job in members], resources)
         try:

@@ -16,6 +16,9 @@ from hicmae.errors import HicmaeError
 TIMEOUT_S = 60
 _FORMAT = "--format=JobID,JobName%64,State,Reason,NodeList"
 _DEFAULT_MAX_ARRAY = 1001  # SLURM's own default
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+AT_WORK = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
+IN_QUEUE = (*WAITING, *AT_WORK)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ def ask(wanted: Mapping[Task, float]) -> dict[Task, JobInfo]:
 
 
 def _ended(tasks: Sequence[Task], since: float) -> dict[Task, JobInfo]:
-    """Tasks that the queue has forgotten; a cluster without accounting knows none."""
+    """How tasks ended that the queue no longer lists; a cluster without accounting knows none.
+
+    The accounting may hold a job for waiting or running for ever: one that a crashed controller forgot. The queue knows better.
+    """
     names = ",".join(dict.fromkeys(name for name, _ in tasks))
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
     try:
@@ -59,7 +65,7 @@ def _ended(tasks: Sequence[Task], since: float) -> dict[Task, JobInfo]:
         if "disabled" in str(silent) or "No such file" in str(silent):
             return {}
         raise
-    return dict(_parsed(text))
+    return {task: info for task, info in _parsed(text) if info.state not in IN_QUEUE}
 
 
 def find_job(name: str) -> str | None:

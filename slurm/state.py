@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -18,9 +19,7 @@ from slurm.scheduler import JobInfo, SilentSchedulerError
 ACTIVE = ("submitted", "running", "unknown")
 QUIET_S = 600.0  # a run on another machine that wrote nothing for so long may be dead
 SETTLING_S = 120.0  # a job may take so long to be listed after its submission
-_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
-_AT_WORK = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
-IN_QUEUE = (*_WAITING, *_AT_WORK)
+FULL_BYTES = 1 << 20  # with less free than this nothing can be expected to work
 # How SLURM ends jobs that can go on from their checkpoint.
 _CUT_OFF = {
     "TIMEOUT": "reached the time limit",
@@ -32,6 +31,7 @@ _CUT_OFF = {
     "OUT_OF_MEMORY": "out of memory",
 }
 # What slurmstepd writes where SLURM has no state of its own for it (no cgroups).
+_DROPPED = "DependencyNeverSatisfied"  # SLURM's word when it cancels what waited for a job that failed, or that it forgot
 _MEMORY_WORDS = ("exceeded job memory limit", "exceeded step memory limit", "oom-kill", "out of memory")
 
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[RunState, Submission | None]:
     host = str(starts[-1].get("host", "")) if starts else ""
     state = record.state()
     found = RunState(path.name, state, _reason(events, state), host, len(starts))
-    submission = _submission(events) if state in ("submitted", "interrupted") else None
+    submission = _submission(events) if state in ("submitted", "running", "interrupted") else None
     at_work = state == "interrupted" and events[-1].get("event") in ("started", "checkpoint")
     if submission is None and at_work and host not in ("", socket.gethostname()):
         found = _elsewhere(path, found)
@@ -114,7 +114,8 @@ def _with_scheduler(
     try:
         answer = scheduler.ask({(item.array, item.index): item.time for item in submissions.values()})
     except SilentSchedulerError as silent:
-        return {run_id: replace(states[run_id], state="unknown", reason=str(silent)) for run_id in submissions}
+        unseen = [run_id for run_id in submissions if states[run_id].state != "running"]
+        return {run_id: replace(states[run_id], state="unknown", reason=str(silent)) for run_id in unseen}
     judged: dict[str, RunState] = {}
     for run_id, submission in submissions.items():
         info = answer.get((submission.array, submission.index))
@@ -124,20 +125,30 @@ def _with_scheduler(
 
 def judge(path: Path, state: RunState, submission: Submission, info: JobInfo | None) -> RunState:
     """What a submitted run's state is, given what the scheduler says of its job (None: it lists no such job)."""
+    if state.state == "running":  # its lock is held, which is seen from here; whoever waits for it or cancels it needs its job
+        return replace(state, job=info.job_id, reason=_place(info)) if info and info.state in scheduler.AT_WORK else state
     if info is None:
         return _unlisted(path, state, submission)
     known = replace(state, job=info.job_id, cause=info.state)
-    if info.state in _WAITING:
+    if info.state in scheduler.WAITING:
         return replace(known, state="submitted", reason=f"waits: {info.reason}" if info.reason else "")
-    if info.state in _AT_WORK:
-        return replace(known, state="running", reason=f"on {info.nodes}" if info.nodes else "")
+    if info.state in scheduler.AT_WORK:
+        return replace(known, state="running", reason=_place(info))
     if info.state in _CUT_OFF:
         return replace(known, state="interrupted", reason=_CUT_OFF[info.state])
+    if info.state == "CANCELLED" and info.reason == _DROPPED:
+        return _never_began(path, known, "planned", "what its job waited for was gone")
+    if info.state == "CANCELLED" and submission.started:
+        return replace(known, state="cancelled", reason="cancelled in the scheduler")
     if info.state == "CANCELLED":
-        return _cancelled(path, known, submission)
+        return _never_began(path, known, "cancelled", "cancelled in the scheduler")
     if info.state == "COMPLETED":
         return replace(known, state="interrupted", reason=last_line(path) or "its job ended without a result")
     return _broken_off(path, known, submission)
+
+
+def _place(info: JobInfo) -> str:
+    return f"on {info.nodes}" if info.nodes else ""
 
 
 def _broken_off(path: Path, state: RunState, submission: Submission) -> RunState:
@@ -151,7 +162,14 @@ def _broken_off(path: Path, state: RunState, submission: Submission) -> RunState
         return replace(state, state="interrupted", reason="asked to stop")
     if last.get("event") == "ended":
         return replace(state, state="interrupted", reason=str(last.get("reason", "")))
-    return replace(state, state="failed", reason=last_line(path) or f"its job ended as {state.cause}; see {log}")
+    reason = last_line(path) or _full_disk(path) or f"its job ended as {state.cause}; see {log}"
+    return replace(state, state="failed", reason=reason)
+
+
+def _full_disk(path: Path) -> str:
+    """What a run can no longer say for itself: that there is no room for a word."""
+    free = shutil.disk_usage(path).free
+    return f"the disk of {path.parent} is full; make room there and run `hicmae retry`" if free < FULL_BYTES else ""
 
 
 def _unlisted(path: Path, state: RunState, submission: Submission) -> RunState:
@@ -161,24 +179,17 @@ def _unlisted(path: Path, state: RunState, submission: Submission) -> RunState:
     if submission.started:
         return replace(state, state="interrupted", reason="the scheduler no longer knows its job")
     if (path.parent / arrays.FOLDER / submission.array / "job.json").exists():
-        return _never_began(path, state, "the scheduler no longer knows its job, which never began")
+        return _never_began(path, state, "planned", "the scheduler no longer knows its job, which never began")
     return replace(state, state="planned", reason="its job was never accepted by the scheduler")
 
 
-def _cancelled(path: Path, state: RunState, submission: Submission) -> RunState:
-    """Cancelled by somebody, or by SLURM because what the run needs has failed."""
-    if submission.started:
-        return replace(state, state="cancelled", reason="cancelled in the scheduler")
-    return _never_began(path, state, "cancelled in the scheduler")
-
-
-def _never_began(path: Path, state: RunState, reason: str) -> RunState:
-    """Blocked when something that the run needs is not done (SLURM drops such jobs), else cancelled."""
+def _never_began(path: Path, state: RunState, otherwise: str, reason: str) -> RunState:
+    """Blocked when something that the run needs is not done (SLURM drops such jobs), else as given."""
     initial = getattr(RunRecord(path).config(), "initial", None)
     needed = initial.reference if initial is not None and initial.source == "run" else ""
     if needed and not (path.parent / needed / "result.json").exists():
         return replace(state, state="blocked", reason=f"needs {needed}, which is not done")
-    return replace(state, state="cancelled", reason=reason)
+    return replace(state, state=otherwise, reason=reason)
 
 
 def _reason(events: list[dict[str, Any]], state: str) -> str:

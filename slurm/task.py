@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +21,7 @@ from slurm import arrays, scheduler
 from slurm.local import next_log, run_command
 
 STOPPED = 75  # hicmae.run: stopped by a signal, state saved
+LOCK_PATIENCE_S = 600.0  # with a process that SLURM lost sight of and that still executes the run
 
 
 def main(folder: Path) -> int:
@@ -40,21 +42,31 @@ class Task:
         self.path, self.array = path, array
         self.rank = int(os.environ.get("SLURM_PROCID", "0"))
         self.process: subprocess.Popen[bytes] | None = None
-        self.time_is_up = False
+        self.time_is_up = self.is_stopped = False
 
     def execute(self) -> int:
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._pass_on)
-        with self._log().open("ab") as log:
-            # In a session of its own, so that a signal reaches it once: through this process.
-            command = run_command(self.path)
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            code = self.process.wait()
+        code = self._execute_run() if self._is_free() else STOPPED
         if code == -signal.SIGKILL and self.rank == 0:
             RunRecord(self.path).append_event("ended", cause="KILLED", reason="killed by SIGKILL (out of memory?)")
         if self.time_is_up and self.rank == 0 and code in (STOPPED, -signal.SIGUSR2):
             self._requeue()
         return code if code >= 0 else 128 - code
+
+    def _is_free(self) -> bool:
+        """Wait for another process that executes the run; False when a signal came first. A dead process holds nothing."""
+        record, deadline = RunRecord(self.path), time.monotonic() + LOCK_PATIENCE_S
+        while self.rank == 0 and not self.is_stopped and record.is_locked() and time.monotonic() < deadline:
+            time.sleep(1.0)
+        return not self.is_stopped
+
+    def _execute_run(self) -> int:
+        with self._log().open("ab") as log:
+            # In a session of its own, so that a signal reaches it once: through this process.
+            command = run_command(self.path)
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return self.process.wait()
 
     def _log(self) -> Path:
         """log/attempt-N.log of the first process; others write beside it."""
@@ -63,7 +75,7 @@ class Task:
         return self.path / "log" / f"rank-{self.rank}-job-{os.environ.get('SLURM_JOB_ID', '0')}.log"
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        self.time_is_up = self.time_is_up or number == signal.SIGUSR2
+        self.is_stopped, self.time_is_up = True, self.time_is_up or number == signal.SIGUSR2
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)  # not to its group: processes that read data would die of it
 

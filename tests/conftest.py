@@ -34,6 +34,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("the real recordings are not beside this checkout")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.get_closest_marker("slow") is None))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if MISSING_PROGRAM in str(report.longrepr)]
     if skipped:
@@ -56,9 +61,11 @@ def reference() -> Path:
 
 @pytest.fixture(autouse=True)
 def isolated_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's configuration, caches, data or runs."""
+    """No test reads or writes the user's configuration, caches, data or runs; runs draw no pictures, launches leave MLflow be."""
     home = tmp_path_factory.mktemp("home")
     for name in ("HICMAE_DATA", "HICMAE_RUNS", "HICMAE_STORE", "HICMAE_CHECKPOINTS"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("HICMAE_PICTURES", "HICMAE_SYNC"):
+        monkeypatch.setenv(name, "0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))

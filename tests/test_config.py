@@ -108,7 +108,8 @@ def test_every_field_counts() -> None:
     for base in (presets.pretrain("smoke"), presets.finetune("smoke")):
         moved = {name: _moved(base, name, value) for name, value in flatten(base).items()}
         unmoved = [name for name, config in moved.items() if config is None]
-        assert unmoved == ["stage"]
+        fixed = {"pretrain": ["stage", "data.sampling"], "finetune": ["stage"]}  # pre-training has no classes to stratify by
+        assert unmoved == fixed[base.stage]
         ids = [run_id(config) for config in moved.values() if config is not None]
         assert run_id(base) not in ids
 
@@ -155,6 +156,8 @@ def _moved(base: Checked, name: str, value: Any) -> Any:
         "x",
         "regression",
         "mse",
+        "stratified",
+        "random_resized",
     ]
     extra: dict[str, dict[str, Any]] = {
         "decoder.depth": {"decoder.depth": 2, "objective.levels": (4,)},
@@ -202,6 +205,18 @@ def _moved(base: Checked, name: str, value: Any) -> Any:
         (lambda: InitialWeights(source="run"), ["reference = ''", "run id"]),
         (lambda: EvaluationConfig(validation_fraction=0.0), ["validation_fraction = 0.0", "between 0.01 and 0.9"]),
         (lambda: DataConfig(fold=0), ["fold = 0", "at least 1"]),
+        (lambda: PretrainConfig(data=DataConfig(sampling="stratified")), ["sampling = 'stratified'", "no classes"]),
+        (
+            lambda: FinetuneConfig(
+                head=HeadConfig("regression", 3, loss="mse"),
+                augment=AugmentConfig(mixup=0.0, cutmix=0.0),
+                data=DataConfig(sampling="stratified"),
+            ),
+            ["sampling = 'stratified'", "no classes"],
+        ),
+        (lambda: AugmentConfig(crop_area=(0.5, 0.2)), ["crop_area = (0.5, 0.2)", "rising shares"]),
+        (lambda: AugmentConfig(crop_area=(0.5,)), ["crop_area = (0.5,)", "two"]),
+        (lambda: AugmentConfig(interpolation="cubic"), ["interpolation = 'cubic'", "bicubic"]),
     ],
 )
 def test_a_configuration_that_cannot_run_is_refused_with_field_value_and_rule(build: Any, words: list[str]) -> None:

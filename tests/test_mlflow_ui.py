@@ -5,6 +5,7 @@ HICMAE_SCREENSHOTS=folder keeps the pictures (the README's come from here).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -141,6 +142,8 @@ def test_study_is_found_and_its_variants_are_listed(browser: Any, address: str, 
     link.click()
     for name in ("skips + contrast", "none", "shared by several variants"):
         see(browser, f"//a[contains(., '{name}')]")
+    digest = hashlib.sha256(b"synthetic").hexdigest()[:12]
+    see(browser, f"//*[@role='gridcell'][contains(., 'synthetic') and contains(., '{digest}')]")
     assert picture(browser, "mlflow-study", tmp_path).std() > 5
 
 
@@ -150,7 +153,7 @@ def test_run_shows_what_it_is_its_chart_and_its_confusion_matrix(
     page = pages(study, address)[study.path("skips + contrast + fusion", "synthetic", 1).name]
     open_page(browser, page)
     see(browser, "//*[contains(text(), 'synthetic fold 1 seed 0: skips + contrast + fusion')]")
-    see(browser, "//*[contains(text(), 'python -m hicmae.run')]")
+    see(browser, "//*[contains(text(), 'hicmae reproduce')]")
     see(browser, "//*[contains(text(), 'head.feature_fusion')]")
     picture(browser, "mlflow-run", tmp_path)
     open_page(browser, page + "/model-metrics")
@@ -158,6 +161,10 @@ def test_run_shows_what_it_is_its_chart_and_its_confusion_matrix(
     see(browser, "//*[text()='loss']")
     see(browser, "//*[contains(@class, 'js-plotly-plot')]")
     picture(browser, "mlflow-chart", tmp_path)
+    open_page(browser, page + "/system-metrics")
+    see(browser, "//*[text()='samples_per_s' or text()='system/samples_per_s']")
+    see(browser, "//*[contains(@class, 'js-plotly-plot')]")
+    picture(browser, "mlflow-system", tmp_path)
     open_page(browser, page + "/artifacts/confusion.png")
     see(browser, "//*[contains(text(), 'confusion.png')]")
     assert browser.execute_script(WIDEST_PICTURE) > 200

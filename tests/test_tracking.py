@@ -11,22 +11,27 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
+from PIL import Image
 from study_records import EPOCHS, CorpusOnDisk, StudyOnDisk, VariantOnDisk
 
 from hicmae.config import flatten
 from hicmae.errors import HicmaeError
-from hicmae.record import RunRecord
+from hicmae.record import RunRecord, write_json
 from hicmae.tracking import SyncReport, default_uri, is_up_to_date, sync
 from hicmae.tracking.content import Point, batches, key
+from hicmae.tracking.files import draw_confusion
 from reports.analysis import analyse
 from reports.provenance import mlflow_links
 from reports.query import load_study
 from reports.summaries import summaries
 
 NAME = "study_smoke"
+MODEL_FILES = ("config.json", "model.json", "final.safetensors")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 VARIANTS = [
     VariantOnDisk("all three", 0.8, {"fusion": True}),
     VariantOnDisk("no fusion", 0.6, {"fusion": False}, {"head.feature_fusion": "last"}),
@@ -46,7 +51,10 @@ def new_study(root: Path, store: bytes, **changes: Any) -> StudyOnDisk:
     (root / "_mlflow").mkdir(parents=True)
     (root / "_mlflow" / "mlflow.db").write_bytes(store)
     corpora = {"synthetic": CorpusOnDisk(folds=2)}
-    return StudyOnDisk(root, NAME, VARIANTS, corpora, table={"baseline": "all three"}, **changes).write()
+    study = StudyOnDisk(root, NAME, VARIANTS, corpora, table={"baseline": "all three"}, **changes).write()
+    for result in root.glob("*/result.json"):
+        (result.parent / "checkpoints" / "final.safetensors").write_bytes(b"weights of " + result.parent.name.encode())
+    return study
 
 
 @pytest.fixture
@@ -82,6 +90,8 @@ def runs_of(study: StudyOnDisk) -> dict[str, Run]:
 def everything(study: StudyOnDisk) -> dict[str, Any]:
     """All that MLflow shows of a study, without its own ids."""
     client, found = client_of(study), {}
+    experiment = client.get_experiment_by_name(study.name).experiment_id
+    models = {model.model_id: model for model in client.search_logged_models([experiment], max_results=100)}
     for run_id, run in runs_of(study).items():
         histories = {
             name: sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, name))
@@ -90,8 +100,17 @@ def everything(study: StudyOnDisk) -> dict[str, Any]:
         tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
         files = sorted(item.path for item in client.list_artifacts(run.info.run_id))
         inputs = [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs]
-        found[run_id] = (run.info.status, run.info.run_name, run.data.params, tags, histories, files, inputs)
+        outputs = [models.pop(output.model_id) for output in run.outputs.model_outputs]
+        trained = [(m.name, str(m.status), m.source_run_id == run.info.run_id, bool(model_files(m))) for m in outputs]
+        found[run_id] = (run.info.status, run.info.run_name, run.data.params, tags, histories, files, inputs, trained)
+    assert not models, "every logged model belongs to one run"
     return found
+
+
+def model_files(model: LoggedModel) -> dict[str, Path]:
+    """The files of a logged model on this disk."""
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
 
 
 def test_study_becomes_parents_with_children(synced: StudyOnDisk) -> None:
@@ -113,9 +132,9 @@ def test_run_has_readable_name_flat_parameters_and_searchable_tags(synced: Study
     assert run.data.params["head.feature_fusion"] == "last"
     wanted = {"corpus": "synthetic", "fold": "2", "seed": "0", "stage": "finetune", "variant": "no fusion", "state": "done"}
     assert {name: run.data.tags[f"hicmae.{name}"] for name in wanted} == wanted
-    assert f"python -m hicmae.run runs/{path.name}" in run.data.tags["mlflow.note.content"]
+    assert f"hicmae reproduce {path.name}" in run.data.tags["mlflow.note.content"]
     [data] = run.inputs.dataset_inputs
-    assert (data.dataset.name, data.dataset.digest) == ("synthetic", flat["data.fingerprint"][:36])
+    assert (data.dataset.name, data.dataset.digest) == ("synthetic", flat["data.fingerprint"][:12])
 
 
 def test_curves_are_those_of_the_record(synced: StudyOnDisk) -> None:
@@ -138,15 +157,45 @@ def test_artifacts_hold_the_record_and_the_confusion_matrix(synced: StudyOnDisk,
     path, client = synced.path("all three", "synthetic", 1), client_of(synced)
     run = runs_of(synced)[path.name]
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names == {"config.json", "snapshot.json", "result.json", "predictions.parquet", "confusion.png"}
+    record = {"config.json", "snapshot.json", "result.json", "predictions.parquet"}
+    assert names == {*record, "confusion.png", "environment.txt"}
+    environment = Path(client.download_artifacts(run.info.run_id, "environment.txt", str(tmp_path))).read_text()
+    assert environment.splitlines() == ["# Python 3.11.7 on ?", "torch==2.11.0"]
     fetched = Path(client.download_artifacts(run.info.run_id, "predictions.parquet", str(tmp_path)))
     assert fetched.read_bytes() == (path / "predictions.parquet").read_bytes()
     assert Path(client.download_artifacts(run.info.run_id, "confusion.png", str(tmp_path))).read_bytes().startswith(b"\x89PNG")
 
 
-def test_parent_shows_the_table_that_the_report_has(synced: StudyOnDisk) -> None:
-    import numpy as np
+def test_difference_of_the_code_and_pictures_of_the_run_are_artifacts(study: StudyOnDisk, tmp_path: Path) -> None:
+    path, client = study.path("all three", "synthetic", 1), client_of(study)
+    snapshot = RunRecord(path).snapshot()
+    write_json(path / "snapshot.json", {**snapshot, "code": {**snapshot["code"], "dirty": True, "diff": "-a\n+b"}})
+    (path / "pictures").mkdir()
+    (path / "pictures" / "layer-weights.png").write_bytes(b"a picture")
+    quiet_sync(study)
+    run = runs_of(study)[path.name].info.run_id
+    assert Path(client.download_artifacts(run, "code.diff", str(tmp_path))).read_text() == "-a\n+b\n"
+    assert [item.path for item in client.list_artifacts(run, "pictures")] == ["pictures/layer-weights.png"]
 
+
+def test_confusion_matrix_is_drawn_with_the_darkest_field_where_most_answers_are(tmp_path: Path) -> None:
+    draw_confusion(["a", "quite long name"], [[9, 1], [0, 10]], tmp_path / "c.png")
+    picture = np.asarray(Image.open(tmp_path / "c.png"))
+    shades = {value for value, count in zip(*np.unique(picture, return_counts=True), strict=True) if count > 1000}
+    assert {0, 25, 225, 250} <= shades
+
+
+def test_logged_model_links_the_weights_of_the_run_and_pins_what_it_needs(synced: StudyOnDisk) -> None:
+    path, client = synced.path("no fusion", "synthetic", 1), client_of(synced)
+    [output] = runs_of(synced)[path.name].outputs.model_outputs
+    found = model_files(client.get_logged_model(output.model_id))
+    assert set(found) == {"MLmodel", "requirements.txt", "python_env.yaml", *(f"data/{name}" for name in MODEL_FILES)}
+    assert found["data/final.safetensors"].samefile(path / "checkpoints" / "final.safetensors")
+    lines = found["requirements.txt"].read_text().splitlines()
+    assert lines[0].startswith("# hicmae") and "0" * 40 in lines[0] and lines[1:] == ["torch==2.11.0"]
+
+
+def test_parent_shows_the_table_that_the_report_has(synced: StudyOnDisk) -> None:
     parent = runs_of(synced)["variant:no skips"]
     corpus = analyse(load_study(synced.root, NAME), np.random.default_rng(0), 20).corpora[0]
     pooled = corpus.cell("no skips").pooled
@@ -236,7 +285,9 @@ for number, moment in (word.split(":") for word in sys.argv[2:]):
     child = os.fork()
     if child == 0:
         seen = 0
-        for name in "create_experiment create_run log_batch log_inputs log_artifacts set_terminated update_run".split():
+        names = "create_experiment create_run log_batch log_inputs log_artifacts set_terminated update_run "
+        names += "create_logged_model finalize_logged_model log_outputs"
+        for name in names.split():
             die_at(name, int(number), moment)
         sync(Path(sys.argv[1]), summarise=summaries)
         os._exit(1)
@@ -251,10 +302,22 @@ def test_killed_at_any_call_it_goes_on_and_everything_is_there_once(
     """SIGKILL before or after the n-th call that changes MLflow, ever again, always into the same store."""
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    moments = ["1:after", "2:before", "2:after", "3:after", "3:before", "4:before", "5:after", "6:after", "9:after", "15:before"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    moments = [
+        "1:after",
+        "2:before",
+        "2:after",
+        "3:after",
+        "3:before",
+        "4:before",
+        "5:after",
+        "6:after",
+        "7:after",
+        "8:before",
+        "9:after",
+        "15:before",
+    ]
     done = subprocess.run(
-        [sys.executable, script, str(study.root), *moments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, script, str(study.root), *moments], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     quiet_sync(study, summarise=summaries)
@@ -265,9 +328,8 @@ def test_killed_at_any_call_it_goes_on_and_everything_is_there_once(
 def test_several_at_once_send_everything_once(study: StudyOnDisk, synced: StudyOnDisk) -> None:
     code = "from pathlib import Path; import sys; from hicmae.tracking import sync; from reports.summaries import summaries; "
     code += "sync(Path(sys.argv[1]), summarise=summaries)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     both = [
-        subprocess.Popen([sys.executable, "-c", code, str(study.root)], env=environment, stdout=subprocess.DEVNULL)
+        subprocess.Popen([sys.executable, "-c", code, str(study.root)], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
         for _ in range(2)
     ]
     assert [process.wait() for process in both] == [0, 0]
@@ -340,9 +402,14 @@ def test_deleted_experiment_is_one_clear_line(study: StudyOnDisk) -> None:
 
 
 def test_new_database_gets_everything_again(study: StudyOnDisk, empty_store: bytes) -> None:
+    """By another process: this one has the removed file open."""
     quiet_sync(study)
-    (study.root / "_mlflow" / "mlflow.db").write_bytes(empty_store)
-    assert quiet_sync(study).sent_runs == len(study.runs)
+    database = study.root / "_mlflow" / "mlflow.db"
+    database.unlink()
+    database.write_bytes(empty_store)
+    command = [sys.executable, "-m", "experiments.cli", "sync", "--runs", str(study.root)]
+    said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    assert f"{len(study.runs)} runs sent, 0 unchanged" in said
 
 
 def test_runs_that_were_not_started_are_not_shown(tmp_path: Path, empty_store: bytes) -> None:

@@ -19,7 +19,8 @@ from experiments.search.worker import STORAGE
 from hicmae.errors import HicmaeError, UsageError
 from slurm import arrays, scheduler
 from slurm.arrays import Array
-from slurm.state import IN_QUEUE, SETTLING_S
+from slurm.scheduler import IN_QUEUE
+from slurm.state import SETTLING_S
 
 if TYPE_CHECKING:
     from experiments.search.study import Study

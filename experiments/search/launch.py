@@ -109,6 +109,11 @@ def best_of(request: Request) -> Experiment:
     return report.best_experiment(search, best)
 
 
+def studies(request: Request) -> list[str]:
+    """The names of the studies, one for each wanted outer fold."""
+    return [part.name for part in requested(request).parts()]
+
+
 def corpora_of(search: Search) -> tuple[str, ...]:
     """The corpora that the trials read."""
     if search.function is not None:

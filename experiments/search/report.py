@@ -82,6 +82,7 @@ def summary(search: Search, rows: list[Row]) -> dict[str, Any]:
         "sampler": search.sampler,
         "pruner": search.pruner,
         "fold": search.fold,
+        "recipe": next((trial_name(row.number) for row in rows if row.params == search.recipe()), None),
         "trials": [
             {**asdict(row), "name": trial_name(row.number), "reports": {str(k): v for k, v in row.reports.items()}}
             for row in rows

@@ -25,6 +25,7 @@ from hicmae.errors import ClipError
 SAMPLE_RATE_HZ = 16000
 SHORTEST_SAMPLES = 1024  # 64 ms; the authors' release refuses less
 CHUNK_FRAMES = 64  # decoded at once, so that a long clip of large frames fits in memory
+decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a file is said by ClipError
 Frames = NDArray[np.uint8]  # (n, height, width, 3)
 Waveform = NDArray[np.int16]  # (samples,)
 
@@ -48,12 +49,13 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _opened(path) as container:  # PyAV says what is wrong with a file, decord does not
-            if not container.streams.video:
-                raise ClipError(path, "no video stream")
+        require_file(path)
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
         except Exception as error:
+            with _opened(path) as container:  # PyAV says what is wrong with a file, decord does not
+                if not container.streams.video:
+                    raise ClipError(path, "no video stream") from None
             raise ClipError(path, f"cannot be decoded ({_short(error)})") from None
         if not len(self._reader):
             raise ClipError(path, "no frames")
@@ -138,6 +140,8 @@ def _mono(frame: Any) -> NDArray[np.float32]:
     """One frame of sound in [-1, 1], the mean of its channels."""
     values = frame.to_ndarray()  # planar: (channels, n); packed: (1, n * channels)
     channels = frame.layout.nb_channels
+    if channels == 1 and values.dtype == np.float32:  # most of the time, and nothing to mix
+        return np.asarray(values[0])
     if not frame.format.is_planar:
         values = values.reshape(-1, channels).T
     if values.dtype.kind == "u":

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from hicmae.config import EncoderConfig, FinetuneConfig, PretrainConfig
-from hicmae.data import audio, augment, sampling
+from hicmae.data import audio, augment, finish, sampling
+from hicmae.data.clips import Frames
 from hicmae.data.clipstore import ClipSource
 from hicmae.data.corpora import Sample
+from hicmae.data.finish import Ending
 from hicmae.data.sampling import Plan
 from hicmae.model.masking import audio_mask, video_mask
 from hicmae.seeding import numpy_generator
@@ -55,19 +57,34 @@ class Clips:
         """The random numbers of one purpose for one example."""
         return numpy_generator(purpose, seed, draw.epoch, self.samples[draw.number].sample_id, draw.repeat)
 
-    def example(self, draw: Draw) -> Example:
-        """One example, with `video` (3, T, H, W) where frames are wanted."""
-        video = self._room(1)[0] if self.has_video() else None
-        example = self._example(draw, video)
-        return example if video is None else {**example, "video": video}
-
     def batch(self, draws: Sequence[Draw]) -> Batch:
         """The examples of the draws, stacked; frames are written where they will stay, for they are most of the work."""
-        video = self._room(len(draws)) if self.has_video() else None
-        examples = [self._example(draw, None if video is None else video[row]) for row, draw in enumerate(draws)]
+        if not self.has_video():
+            return self._stacked([self._heard(draw)[0] for draw in draws], draws)
+        size = (len(draws), 3, self.encoder.frames, self.encoder.image_px, self.encoder.image_px)
+        video = torch.from_numpy(np.empty(size, np.float32))  # numpy asks for huge pages, which halves the cost of new memory
+        examples = []
+        for row, draw in zip(video, draws, strict=True):
+            example, plan = self._heard(draw)
+            finish.finish_clip(*self._seen(draw, plan), row)
+            examples.append(example)
+        return {**self._stacked(examples, draws), "video": video}
+
+    def packed_batch(self, draws: Sequence[Draw]) -> Batch:
+        """The same examples with their frames as bytes, for `finish.finish_batch` on a device."""
+        examples, frames, endings = [], [], []
+        for draw in draws:  # all of a clip at once, for without the store its files stay open as long
+            example, plan = self._heard(draw)
+            examples.append(example)
+            if self.has_video():
+                clip, ending = self._seen(draw, plan)
+                frames.append(clip)
+                endings.append(ending)
+        batch = self._stacked(examples, draws)
+        return {**batch, **finish.packed(frames, endings)} if frames else batch
+
+    def _stacked(self, examples: Sequence[Example], draws: Sequence[Draw]) -> Batch:
         batch: Batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
-        if video is not None:
-            batch["video"] = video
         batch["sample_id"] = [self.samples[draw.number].sample_id for draw in draws]
         batch["position"] = torch.tensor([draw.position for draw in draws])
         return batch
@@ -76,11 +93,12 @@ class Clips:
         """Whether examples have frames."""
         return True
 
-    def _room(self, count: int) -> Tensor:
-        return torch.empty(count, 3, self.encoder.frames, self.encoder.image_px, self.encoder.image_px)
+    def _heard(self, draw: Draw) -> tuple[Example, Plan]:
+        """Everything but the frames, and which frames these are."""
+        raise NotImplementedError
 
-    def _example(self, draw: Draw, video: Tensor | None) -> Example:
-        """Writes the frames into `video` (3, T, H, W) and returns the rest."""
+    def _seen(self, draw: Draw, plan: Plan) -> tuple[Frames, Ending]:
+        """The frames (T, H, W, 3) at the size of the input, and what is left to do to them."""
         raise NotImplementedError
 
     def frame_count(self, draw: Draw, video: bool) -> int:
@@ -112,20 +130,22 @@ class PretrainClips(Clips):
         super().__init__(samples, source, numbers, config.encoder, config.data.stride_frames)
         self.config = config
 
-    def _example(self, draw: Draw, video: Tensor | None) -> Example:
-        assert video is not None
+    def _heard(self, draw: Draw) -> tuple[Example, Plan]:
         seed, encoder, objective = self.config.seed, self.encoder, self.config.objective
         count = self.frame_count(draw, video=True)
         plan = sampling.pretrain_plan(count, encoder.frames, self.stride, self.stream("start", seed, draw))
-        frames = augment.channels_first(self.source.frames(self.numbers[draw.number], plan.frames))
-        crop = self.stream("crop", seed, draw)
-        augment.normalise(augment.multi_scale_crop(frames, encoder.image_px, PRETRAIN_CROP_SCALES, crop), video)
         masks = self.stream("mask", seed, draw)
-        return {
+        example = {
             "audio": self.features(draw, plan, count, augment.gain(self.stream("gain", seed, draw)), timed=True),
             "masked_video": torch.from_numpy(video_mask(encoder, objective, masks)),
             "masked_audio": torch.from_numpy(audio_mask(encoder, objective, masks)),
         }
+        return example, plan
+
+    def _seen(self, draw: Draw, plan: Plan) -> tuple[Frames, Ending]:
+        frames = self.source.frames(self.numbers[draw.number], plan.frames)
+        random = self.stream("crop", self.config.seed, draw)
+        return augment.multi_scale_crop(frames, self.encoder.image_px, PRETRAIN_CROP_SCALES, random), Ending()
 
 
 class FinetuneClips(Clips):
@@ -140,18 +160,16 @@ class FinetuneClips(Clips):
     def has_video(self) -> bool:
         return "V" in self.config.head.modality
 
-    def _example(self, draw: Draw, video: Tensor | None) -> Example:
-        count = self.frame_count(draw, video=video is not None)
+    def _heard(self, draw: Draw) -> tuple[Example, Plan]:
+        count = self.frame_count(draw, self.has_video())
         plan = self._plan(draw, count)
         example = self._answer(self.samples[draw.number])
-        if video is not None:
-            self._write_frames(draw, plan, video)
         if "A" in self.config.head.modality:
             loud = augment.gain(self.stream(f"gain {draw.view}", self.config.seed, draw)) if self._varies_gain() else 1.0
             example["audio"] = self.features(draw, plan, count, loud, timed=False)
         if self.views:
             example["view"] = torch.tensor(draw.view)
-        return example
+        return example, plan
 
     def _plan(self, draw: Draw, count: int) -> Plan:
         frames, segments = self.encoder.frames, self.config.evaluation.segments
@@ -159,23 +177,22 @@ class FinetuneClips(Clips):
             return sampling.test_views(count, frames, self.stride, segments)[draw.view % segments]
         return sampling.train_plan(count, frames, self.stride, self.stream("start", self.config.seed, draw))
 
-    def _write_frames(self, draw: Draw, plan: Plan, video: Tensor) -> None:
+    def _seen(self, draw: Draw, plan: Plan) -> tuple[Frames, Ending]:
         frames = self.source.frames(self.numbers[draw.number], plan.frames)
         if self.views:
-            augment.normalise(self._crop(augment.channels_first(frames), draw.view), video)
-            return
+            return self._crop(frames, draw.view), Ending()
         seed = self.config.seed
         parts = ("rand augment", seed, draw.epoch, self.samples[draw.number].sample_id, draw.repeat)
-        augment.augment(frames, video, self.config.augment, self.stream("crop", seed, draw), parts)
+        return augment.augment(frames, self.encoder.image_px, self.config.augment, self.stream("crop", seed, draw), parts)
 
-    def _crop(self, frames: Tensor, view: int) -> Tensor:
+    def _crop(self, frames: Frames, view: int) -> Frames:
         """Views beyond the segments are the left, middle and right crop of the same frames."""
         if self.config.evaluation.crops == "three":
             frames = augment.side_crop(frames, view // self.config.evaluation.segments)
         return augment.resized(frames, self.encoder.image_px)
 
     def _varies_gain(self) -> bool:
-        return self.config.evaluation.random_gain if self.views else True
+        return self.config.evaluation.random_gain if self.views else self.config.augment.random_gain
 
     def _answer(self, sample: Sample) -> Example:
         if self.config.head.task == "regression":

@@ -18,13 +18,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hicmae.config import FinetuneConfig, PretrainConfig
-from hicmae.data import corpora, location, manifest
+from hicmae.data import corpora, location, manifest, order
 from hicmae.data.clipstore import ClipSource, ClipStore, DirectClips
 from hicmae.data.corpora import Corpus, Sample
 from hicmae.data.dataset import Batch, Clips, Draw, FinetuneClips, PretrainClips
+from hicmae.data.finish import finish_batch
 from hicmae.data.manifest import Problem
+from hicmae.data.order import Turn
 from hicmae.errors import ClipError, UsageError, raise_unknown
-from hicmae.seeding import numpy_generator
 
 Spec = list[Draw]
 ON_ERROR = ("fail", "skip")
@@ -45,13 +46,13 @@ def share(batch_size: int, slot: int, slots: int) -> list[int]:
 
 
 class _WholeBatches(Dataset[Batch]):
-    """Makes a whole batch at once, inside one worker."""
+    """Makes a whole batch at once, inside one worker; with `packed` frames are bytes, to be finished on a device."""
 
-    def __init__(self, clips: Clips) -> None:
-        self.clips = clips
+    def __init__(self, clips: Clips, packed: bool) -> None:
+        self.make = clips.packed_batch if packed else clips.batch
 
     def __getitem__(self, spec: Spec) -> Batch:
-        return self.clips.batch(spec)
+        return self.make(spec)
 
 
 class _Order:
@@ -68,7 +69,7 @@ class _Order:
 
 
 class Batches:
-    """Batches of one part of a corpus for one process."""
+    """Batches of one part of a corpus for one process: on the CPU, or on a `device`, where frames are finished."""
 
     def __init__(
         self,
@@ -77,14 +78,16 @@ class Batches:
         steps_per_epoch: int,
         workers: int,
         skipped: Sequence[Problem],
+        device: torch.device | str | None = None,
     ) -> None:
-        self.samples = clips.samples
+        self.clips, self.samples = clips, clips.samples
         self.skipped = list(skipped)  # clips left out under --on-error skip
         self.steps_per_epoch = steps_per_epoch
         self.waiting_s = 0.0  # time spent waiting for data; set to 0 by whoever reports it
         self._plan, self._order = plan, _Order()
+        self._device = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
         self._loader: DataLoader[Batch] = DataLoader(
-            _WholeBatches(clips),
+            _WholeBatches(clips, packed=self._device is not None),
             batch_size=None,
             sampler=self._order,
             num_workers=workers,
@@ -104,11 +107,17 @@ class Batches:
             self.waiting_s += time.perf_counter() - begun
             if batch is None:
                 return
-            yield batch
+            yield finish_batch(batch, self._device) if self._device else batch
 
 
 def pretrain_batches(
-    config: PretrainConfig, *, rank: int = 0, world_size: int = 1, workers: int = 0, on_error: str | None = None
+    config: PretrainConfig,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    on_error: str | None = None,
+    device: torch.device | str | None = None,
 ) -> Batches:
     """Batches of pre-training: video (B,3,T,H,W), audio (B,1,F,M), masked_video (B,N), masked_audio (B,N), sample_id, position.
 
@@ -119,12 +128,19 @@ def pretrain_batches(
     source, samples, numbers, skipped = _sources(corpus, wanted, config.encoder.image_px, "AV", on_error)
     clips = PretrainClips(config, samples, source, numbers)
     clips.fps = corpus.fps or clips.fps
-    plan, steps = _training_plan(config, len(samples), 1, rank, world_size)
-    return Batches(clips, plan, steps, workers, skipped)
+    plan, steps = _training_plan(config, samples, 1, rank, world_size)
+    return Batches(clips, plan, steps, workers, skipped, device)
 
 
 def finetune_batches(
-    config: FinetuneConfig, part: str, *, rank: int = 0, world_size: int = 1, workers: int = 0, on_error: str | None = None
+    config: FinetuneConfig,
+    part: str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    on_error: str | None = None,
+    device: torch.device | str | None = None,
 ) -> Batches:
     """Batches of fine-tuning: video, audio (those of head.modality), label (B,) or targets (B,K), sample_id, position.
 
@@ -139,10 +155,10 @@ def finetune_batches(
     clips = FinetuneClips(config, samples, source, numbers, views=part != "train")
     clips.fps = corpus.fps or clips.fps
     if part == "train":
-        plan, steps = _training_plan(config, len(samples), config.augment.repeats, rank, world_size)
+        plan, steps = _training_plan(config, samples, config.augment.repeats, rank, world_size)
     else:
         plan, steps = _views_plan(config, len(samples), rank, world_size)
-    return Batches(clips, plan, steps, workers, skipped)
+    return Batches(clips, plan, steps, workers, skipped, device)
 
 
 def _sources(
@@ -187,9 +203,10 @@ def _refuse(problems: list[Problem], corpus: Corpus) -> None:
 
 
 def _training_plan(
-    config: PretrainConfig | FinetuneConfig, count: int, repeats: int, rank: int, world_size: int
+    config: PretrainConfig | FinetuneConfig, samples: Sequence[Sample], repeats: int, rank: int, world_size: int
 ) -> tuple[Callable[[int], list[Spec]], int]:
-    """The micro-batches of this process in an epoch, shuffled by (seed, epoch), and the optimiser steps they make."""
+    """The micro-batches of this process in an epoch, in an order drawn by (seed, epoch), and the optimiser steps they make."""
+    count = len(samples)
     size, accumulation = config.optim.batch_size, config.optim.accumulation_steps
     distinct, slots = size // repeats, world_size * accumulation
     steps = count // distinct
@@ -198,14 +215,24 @@ def _training_plan(
     shares = [share(size, micro * world_size + rank, slots) for micro in range(accumulation)]
 
     def plan(epoch: int) -> list[Spec]:
-        order = numpy_generator("order", config.seed, epoch).permutation(count)
+        if config.data.sampling == "stratified":
+            labels = [-1 if sample.label is None else sample.label for sample in samples]
+            turns = order.stratified(labels, distinct, steps, config.seed, epoch)
+        else:
+            turns = order.shuffled(count, config.seed, epoch)
         return [
-            [Draw(int(order[step * distinct + at // repeats]), epoch, at % repeats, at) for at in positions]
+            [_draw(turns, step * distinct, at, repeats, epoch) for at in positions]
             for step in range(steps)
             for positions in shares
         ]
 
     return plan, steps
+
+
+def _draw(turns: Sequence[Turn], start: int, position: int, repeats: int, epoch: int) -> Draw:
+    """The example at a position of the step whose clips begin at `start`; every showing of a clip has its own number."""
+    number, times_before = turns[start + position // repeats]
+    return Draw(number, epoch, times_before * repeats + position % repeats, position)
 
 
 def _views_plan(config: FinetuneConfig, count: int, rank: int, world_size: int) -> tuple[Callable[[int], list[Spec]], int]:

@@ -20,8 +20,6 @@ from hicmae.model.pretrain import HiCMAEPretrain
 from hicmae.model.zoo import Loaded, as_classifier
 from hicmae.seeding import numpy_generator
 
-_FEWEST = 3  # points in a map of features
-
 
 def draw(loaded: Loaded, files: Sequence[Path], folder: Path, method: str = "pca", seed: int = 0) -> list[Path]:
     """Write PNG files and return their paths. Raises ClipError, naming the file, for a clip that cannot be used."""
@@ -58,7 +56,7 @@ def _of_all(
 ) -> Iterator[Path]:
     if isinstance(loaded.model, HiCMAEClassifier) and config.head.feature_fusion == "hierarchical":
         yield pictures.save(pictures.layer_weights(classifier), folder / "layer-weights.png")
-    if len(features) >= _FEWEST:
+    if len(features) >= pictures.FEWEST:
         labels = [file.parent.name or "." for file in files]
         figure = pictures.feature_map(torch.stack(features).numpy(), labels, method, seed)
         yield pictures.save(figure, folder / f"features-{method}.png")

@@ -27,6 +27,7 @@ from hicmae.model.layers import Block, patch_view, take_patches
 from hicmae.model.pretrain import HiCMAEPretrain
 
 _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
+FEWEST = 3  # samples in a map of features
 _SHOWN_FRAMES = 8
 _GREY = 0.5
 _DPI = 130
@@ -151,8 +152,8 @@ def _flat(features: Floats, method: str, seed: int) -> tuple[Floats, str]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    if len(features) < 3:
-        raise UsageError(f"a map of features needs at least 3 samples, not {len(features)}")
+    if len(features) < FEWEST:
+        raise UsageError(f"a map of features needs at least {FEWEST} samples, not {len(features)}")
     if method == "pca":
         pca = PCA(2, random_state=seed)
         points = pca.fit_transform(features)

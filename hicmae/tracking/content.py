@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hicmae.config import FinetuneConfig, RunConfig, flatten
 from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
 
-FILES = ("config.json", "snapshot.json", "result.json", "predictions.parquet", "code.diff")
 STATUS = {
     "done": "FINISHED",
     "failed": "FAILED",
@@ -25,6 +22,7 @@ STATUS = {
 }  # else SCHEDULED
 SHARED = "shared"
 NOTE_LENGTH = 7500  # MLflow keeps 8000 characters of a tag
+Counts = tuple[list[str], list[list[int]]]
 _SIGNED = ("config.json", "snapshot.json", "events.jsonl", "metrics.jsonl", "predictions.parquet", "result.json")
 _KEY = re.compile(r"[^A-Za-z0-9_\-./ ]")
 
@@ -66,6 +64,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Data:
+    """The corpus that a run read; MLflow shows the beginning of its fingerprint."""
+
+    corpus: str
+    fingerprint: str
+    role: str
+
+    @property
+    def digest(self) -> str:
+        return self.fingerprint[:12] or "unknown"
+
+
+@dataclass(frozen=True)
 class Point:
     """All values logged for a split at a step."""
 
@@ -99,6 +110,8 @@ def tags(study: Mapping[str, Any], entry: Entry, record: RunRecord) -> dict[str,
         "hicmae.seed": str(entry.seed),
         "hicmae.state": record.state(),
         "hicmae.commit": str(code.get("commit") or ""),
+        "mlflow.source.name": "experiments/launch.py",
+        "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": str(code.get("commit") or ""),
         "mlflow.note.content": _note(study, entry, record),
     }
@@ -110,7 +123,7 @@ def _note(study: Mapping[str, Any], entry: Entry, record: RunRecord) -> str:
     failures = [str(event.get("reason")) for event in record.events() if event.get("event") == "failed"]
     lines = [f"**{entry.name}** of *{study.get('title') or study['experiment']}*", f"State: {record.state()}"]
     lines += [f"Last failure: {failures[-1]}"] if failures and record.state() == "failed" else []
-    lines += ["Reproduce the run:", f"```\npython -m hicmae.run runs/{entry.run_id}\n```"]
+    lines += ["Reproduce the run:", f"```\nhicmae reproduce {entry.run_id}\n```"]
     return "\n\n".join([*lines, "or the whole study:", f"```\n{study.get('command', '')}\n```"])
 
 
@@ -148,7 +161,7 @@ def key(name: str) -> str:
     return _KEY.sub("_", name)[:250]
 
 
-def final_point(record: RunRecord, entry: Entry) -> Point | None:
+def final_point(record: RunRecord, counts: Counts | None) -> Point | None:
     """The result of a run that is done: metrics of every selection, recall of every class, compute."""
     result = record.result()
     if result is None:
@@ -162,63 +175,40 @@ def final_point(record: RunRecord, entry: Entry) -> Point | None:
     for name in ("gpu_hours", "cpu_hours", "wall_s", "parameters", "n_train", "n_test", "train_loss_last"):
         if isinstance(result.get(name), (int, float)):
             values[name] = float(result[name])
-    counts = confusion_counts(record, entry, str(result.get("selection") or "last"))
     if counts is not None:
-        names, matrix = counts
-        values |= {
-            key(f"recall/{name}"): 100.0 * row[i] / sum(row)
-            for i, (name, row) in enumerate(zip(names, matrix, strict=True))
-            if sum(row)
-        }
+        rows = enumerate(zip(*counts, strict=True))
+        values |= {key(f"recall/{name}"): 100.0 * row[i] / sum(row) for i, (name, row) in rows if sum(row)}
     return Point("result", int(result.get("steps") or 0), end_ms(record) or 0, values)
 
 
-def confusion_counts(record: RunRecord, entry: Entry, selection: str) -> tuple[list[str], list[list[int]]] | None:
+def confusion_counts(record: RunRecord, entry: Entry) -> Counts | None:
     """Class names and confusion counts of the test part; None where there are no classes or no readable predictions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from hicmae.metrics import confusion
 
+    if entry.stage != "finetune" or not (record.path / "predictions.parquet").exists():
+        return None
+    selection = str((record.result() or {}).get("selection") or "last")
     try:
         table = pq.read_table(record.path / "predictions.parquet", columns=["label", "prediction", "selection"])
         chosen = table.filter(pa.compute.equal(table["selection"], selection))
-        names = _classes(entry.corpus)
+        names = classes(entry.corpus)
         counts = confusion(chosen["label"].to_numpy(), chosen["prediction"].to_numpy(), len(names) or None)
     except (OSError, pa.ArrowException, KeyError, HicmaeError):
         return None
     return names or [str(index) for index in range(len(counts))], counts.tolist()
 
 
-def _classes(corpus: str) -> list[str]:
+def classes(corpus: str) -> list[str]:
+    """Names of a corpus' classes; none for a corpus that is not known here."""
     from hicmae.data import corpora
 
     try:
         return list(corpora.get(corpus).classes)
     except HicmaeError:
         return []
-
-
-def write_files(record: RunRecord, entry: Entry, folder: Path) -> None:
-    """Lay out what goes to the run's artifacts: its record, and the confusion matrix as a picture."""
-    for name in FILES:
-        if (record.path / name).exists():
-            shutil.copy(record.path / name, folder / name)
-    if (record.path / "pictures").is_dir():
-        shutil.copytree(record.path / "pictures", folder / "pictures")
-    result = record.result() or {}
-    counts = confusion_counts(record, entry, str(result.get("selection") or "last")) if entry.stage == "finetune" else None
-    if counts is not None:
-        _draw(counts, folder / "confusion.png")
-
-
-def _draw(counts: tuple[Sequence[str], Sequence[Sequence[int]]], path: Path) -> None:
-    import numpy as np
-
-    from hicmae.pictures import confusion_figure, style
-
-    with style():
-        confusion_figure(np.asarray(counts[1]), counts[0]).savefig(path, dpi=110)
 
 
 def start_ms(record: RunRecord) -> int | None:
@@ -244,7 +234,8 @@ def batches(found: Sequence[Point], size: int) -> Iterator[list[Point]]:
         yield batch
 
 
-def dataset(config: RunConfig) -> tuple[str, str, str]:
-    """Name, digest and role of the data that the run read."""
-    role = "test fold" if isinstance(config, FinetuneConfig) else "pretraining"
-    return config.data.corpus, config.data.fingerprint[:36] or "unknown", role
+def dataset(config: RunConfig, record: RunRecord) -> Data:
+    """The data that the run read, by the fingerprint that it was planned with or, else, found."""
+    role = f"fold {config.data.fold}" if isinstance(config, FinetuneConfig) else "pre-training"
+    found = str((record.snapshot().get("data") or {}).get("fingerprint") or "")
+    return Data(config.data.corpus, config.data.fingerprint or found, role)

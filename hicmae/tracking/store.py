@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote, urlparse
 from uuid import uuid4
 
 import tenacity
 
 from hicmae.errors import HicmaeError
-from hicmae.tracking.content import Point
+from hicmae.tracking.content import Data, Point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -31,7 +37,10 @@ _TRANSIENT = {
     "RESOURCE_EXHAUSTED",
     "ABORTED",
 }
-_PARAMS, _TAGS = 100, 100  # MLflow's limits for one batch
+_PARAMS = 100  # MLflow's limit for one batch
+SQLITE = "sqlite:///"
+MODEL = "model"  # runs:/<run>/model
+_LOCAL_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs", "apfs", "hfs", "ntfs")
 
 
 @dataclass
@@ -41,13 +50,14 @@ class Known:
     mlflow_id: str
     signature: str = ""
     sent: dict[str, int] = field(default_factory=dict)
+    is_old: bool = True  # not made by this call
 
 
 class Store:
     """A tracking store. Errors that pass (server away, 5xx, database locked) are tried again for `patience_s` seconds."""
 
-    def __init__(self, uri: str, say: Say, patience_s: float) -> None:
-        self.uri, self._say, self._patience_s = uri, say, patience_s
+    def __init__(self, uri: str, say: Say, patience_s: float, upload_models: bool = False) -> None:
+        self.uri, self._say, self._patience_s, self.upload_models = uri, say, patience_s, upload_models
         self._announced = False
         self._client: MlflowClient = self._connect()
 
@@ -55,14 +65,26 @@ class Store:
         # The retries are ours; MLflow's own would hide an outage for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what a laboratory does is its own
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists():
-            self._say(f"mlflow: creating {self.uri.removeprefix('sqlite:///')} (once, some seconds)")
-        from mlflow import MlflowClient
+        file = self._file
+        if file is not None and not file.exists():
+            self._say(f"mlflow: creating {file} (once, some seconds)")
+        client = self._patiently(lambda: open_client(self.uri))
+        if file is not None:
+            self._patiently(lambda: client.search_experiments(max_results=1))
+            _write_ahead(file)
+        return client
 
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        return self._patiently(lambda: MlflowClient(tracking_uri=self.uri))
+    @property
+    def _file(self) -> Path | None:
+        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
+
+    def settle(self) -> None:
+        """Bring all that was written ahead into the database file itself, which may then be copied or removed alone."""
+        if self._file is not None:
+            with suppress(sqlite3.OperationalError), closing(sqlite3.connect(self._file)) as database:  # busy: at the next call
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def experiment(self, name: str, note: str, artifacts: str | None) -> tuple[str, str]:
         """Id and token of the experiment, made when there is none. Raises HicmaeError when it was deleted in MLflow."""
@@ -118,12 +140,12 @@ class Store:
                 return earlier
             tried = True
             made = self._client.create_run(experiment_id, start_time=start_ms, tags={**tags, RUN_ID: run_id}, run_name=name)
-            return Known(made.info.run_id)
+            return Known(made.info.run_id, is_old=False)
 
         return self._patiently(once)
 
     def log(self, run: Known, found: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """One batch; it ends by noting what was sent, so that a kill before that repeats the batch, which MLflow ignores."""
+        """One batch; its tags come last and note what was sent: a kill before repeats the batch, which MLflow ignores."""
         from mlflow.entities import Metric, Param, RunTag
 
         run.sent |= {point.split: point.step for point in found}
@@ -142,12 +164,60 @@ class Store:
                 )
             )
 
-    def add_dataset(self, run: Known, name: str, digest: str, role: str) -> None:
+    def add_dataset(self, run: Known, data: Data) -> None:
+        """Name the data of a run as its input; again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        data = Dataset(name=name, digest=digest, source_type="hicmae corpus", source=json.dumps({"corpus": name}))
-        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", role)])]
+        kept = {"corpus": data.corpus, "fingerprint": data.fingerprint}
+        entity = Dataset(data.corpus, data.digest, "hicmae corpus", json.dumps(kept), profile=json.dumps(kept))
+        inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", data.role)])]
         self._patiently(lambda: self._client.log_inputs(run.mlflow_id, datasets=inputs))
+
+    def add_model(self, experiment_id: str, run: Known, kind: str, step: int, write: Callable[[Path, str], Path | None]) -> None:
+        """The trained model as the run's logged model, found again when an earlier try had begun it.
+
+        `write(folder, id)` lays out its files and returns the weights, which are linked into `folder`/data on a local disk.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self._patiently(lambda: self._client.get_run(run.mlflow_id)).outputs if run.is_old else None
+        found = self._models(experiment_id, run) if run.is_old else []
+        model = found[0] if found else self._create_model(experiment_id, run, kind)
+        self._write_model(model.artifact_location, model.model_id, write)
+        self._patiently(lambda: self._client.finalize_logged_model(model.model_id, "READY"))
+        if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
+            self._patiently(lambda: self._client.log_outputs(run.mlflow_id, [LoggedModelOutput(model.model_id, step)]))
+
+    def _models(self, experiment_id: str, run: Known) -> list[LoggedModel]:
+        wanted = f"name = '{MODEL}' AND source_run_id = '{run.mlflow_id}'"
+        return list(self._patiently(lambda: self._client.search_logged_models([experiment_id], wanted)))
+
+    def _create_model(self, experiment_id: str, run: Known, kind: str) -> LoggedModel:
+        tried = False
+
+        def once() -> LoggedModel:
+            nonlocal tried
+            if tried and (earlier := self._models(experiment_id, run)):
+                return earlier[0]
+            tried = True
+            return self._client.create_logged_model(experiment_id, MODEL, run.mlflow_id, model_type=kind)
+
+        return self._patiently(once)
+
+    def _write_model(self, location: str, model_id: str, write: Callable[[Path, str], Path | None]) -> None:
+        place = urlparse(location)
+        if place.scheme in ("", "file"):
+            folder = Path(unquote(place.path))
+            folder.mkdir(parents=True, exist_ok=True)
+            weights = write(folder, model_id)
+            if weights is not None:
+                _link(weights, folder / "data" / weights.name)
+            return
+        with tempfile.TemporaryDirectory() as made:
+            weights = write(Path(made), model_id)
+            if weights is not None and self.upload_models:
+                _link(weights, Path(made) / "data" / weights.name)
+            self._patiently(lambda: self._client.log_model_artifacts(model_id, made))
 
     def add_files(self, run: Known, folder: Path) -> None:
         """Everything in a folder, replacing files of the same names."""
@@ -184,6 +254,40 @@ class Store:
             self._say(f"mlflow: {self.uri} does not answer ({_first_line(state.outcome.exception())}); trying again")
 
 
+def _link(file: Path, place: Path) -> None:
+    """A second name for a file that is never changed, which takes no room; a copy on another disk."""
+    place.unlink(missing_ok=True)
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
+def _write_ahead(file: Path) -> None:
+    """Have SQLite write ahead: one flush for each change instead of three, and the UI reads meanwhile. Only on local disks."""
+    if not _is_on_local_disk(file):
+        return
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(file)) as database:  # in use: it stays as it is
+        database.execute("PRAGMA journal_mode=WAL")
+
+
+def _is_on_local_disk(file: Path) -> bool:
+    import psutil
+
+    places = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    nearest = next((place for place in file.resolve().parents if place in places), None)
+    return nearest is not None and places[nearest].startswith(_LOCAL_DISKS)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's own client, without its news about migrations."""
+    from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
 def _passes(error: BaseException) -> bool:
     """Whether an error may be gone at the next try."""
     from mlflow.exceptions import MlflowException
@@ -204,3 +308,16 @@ def _steps(text: str | None) -> dict[str, int]:
         return {str(split): int(step) for split, step in json.loads(text or "{}").items()}
     except (ValueError, AttributeError):
         return {}
+
+
+def write_mlmodel(folder: Path, model_id: str, run: str, outputs: Sequence[str]) -> None:
+    """The file MLmodel: a pyfunc in `data` that hicmae.tracking.predictor loads, from a column of paths to named numbers."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    answers = Schema([ColSpec("double", name) for name in outputs]) if outputs else None
+    signature = ModelSignature(Schema([ColSpec("string", "clip")]), answers)
+    model = Model(artifact_path=MODEL, run_id=run, model_id=model_id, signature=signature)
+    pyfunc.add_to_model(model, "hicmae.tracking.predictor", data="data", python_env="python_env.yaml")
+    model.save(str(folder / "MLmodel"))

@@ -1,4 +1,5 @@
 """Carry studies and runs into MLflow: one experiment per study, a parent run per variant, a child per fold and seed.
+A search is one parent run with its trials as children.
 
 A run is found by its tag `hicmae.run_id` before it is created; the points sent are noted in the same run, in the batch that
 brings them. What was told is also remembered beside the runs (`_mlflow/state-*.json`), so that a second call with nothing new
@@ -18,16 +19,17 @@ from typing import Any
 
 from filelock import FileLock
 
+from hicmae.config import RunConfig
 from hicmae.errors import HicmaeError, RecordError
 from hicmae.record import RunRecord, write_json
-from hicmae.tracking import content
-from hicmae.tracking.content import Entry, Summary
-from hicmae.tracking.store import SIGNATURE, Known, Say, Store
+from hicmae.tracking import content, files, search
+from hicmae.tracking.content import Data, Entry, Summary
+from hicmae.tracking.store import SIGNATURE, SQLITE, Known, Say, Store
 
 FOLDER = "_mlflow"
-SQLITE = "sqlite:///"
 UI_ADDRESS = "http://127.0.0.1:5000"
 MODEL_TRAINING = "?workflowType=machine_learning"  # else MLflow's UI opens on its pages for language models
+UPLOADED = "+weights"  # ends the signature of a run whose weights were copied to a server
 BATCH = 900  # values in a batch; MLflow takes 1000
 Summarise = Callable[[Path, str], Mapping[str, Summary]]
 
@@ -56,10 +58,13 @@ def sync(
     summarise: Summarise | None = None,
     say: Say = print,
     patience_s: float = 60.0,
+    upload_models: bool = False,
 ) -> SyncReport:
     """Tell MLflow what is new in the named studies, or in all. Several calls at once wait for each other.
 
-    `summarise` gives what the variants' parent runs show. Raises HicmaeError when the store does not answer for `patience_s`.
+    `summarise` gives what the variants' parent runs show. Logged models link the weights of their runs where MLflow's files lie
+    on a local disk; a server is told where the weights are, and gets a copy with `upload_models`.
+    Raises HicmaeError when the store does not answer for `patience_s`.
     """
     folder = runs_root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +75,10 @@ def sync(
     uri = tracking_uri or default_uri(runs_root)
     with FileLock(str(folder / "sync.lock")):
         memory = _Memory(folder, uri)
-        store = Store(uri, say, patience_s)
+        store = Store(uri, say, patience_s, upload_models and not uri.startswith(SQLITE))
         for name in names:
             _send_study(runs_root, name, store, memory, report, say, summarise)
+        store.settle()
         memory.save()
     return report
 
@@ -92,13 +98,14 @@ def study_pages(runs_root: Path, tracking_uri: str | None = None) -> dict[str, s
     return {study: memory.page(study) for study in memory.studies}
 
 
-def is_up_to_date(runs_root: Path, tracking_uri: str | None = None) -> bool:
-    """Whether a call of `sync` would find nothing new, from what is remembered beside the runs; MLflow is not asked."""
+def is_up_to_date(runs_root: Path, tracking_uri: str | None = None, *, studies: Sequence[str] | None = None) -> bool:
+    """Whether `sync` of the studies would find nothing new, from what is remembered beside the runs; MLflow is not asked."""
     uri = tracking_uri or default_uri(runs_root)
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return False
     memory = _Memory(runs_root / FOLDER, uri)
-    return all(_is_told(runs_root, path, memory) for path in (runs_root / "_studies").glob("*.json"))
+    files_of = (runs_root / "_studies").glob("*.json")
+    return all(_is_told(runs_root, path, memory) for path in files_of if studies is None or path.stem in studies)
 
 
 def _is_told(runs_root: Path, study_file: Path, memory: _Memory) -> bool:
@@ -106,16 +113,22 @@ def _is_told(runs_root: Path, study_file: Path, memory: _Memory) -> bool:
     if known is None:
         return False
     try:
-        entries = _read_study(study_file)[1]
+        study, entries = _read_study(study_file)
     except RecordError:
+        return False
+    found = search.Found.of(runs_root, study)
+    if found is not None and (found.parent not in known or known[found.parent].signature != found.signature):
         return False
     return not any(_is_new(runs_root, entry, known) for entry in entries)
 
 
-def _is_new(runs_root: Path, entry: Entry, known: Mapping[str, Known]) -> bool:
+def _is_new(runs_root: Path, entry: Entry, known: Mapping[str, Known], uploaded: bool = False) -> bool:
+    """Whether there is something to tell of a run: of its record or, where weights are `uploaded`, these."""
     record, told = RunRecord(runs_root / entry.run_id), known.get(entry.run_id)
-    started = (record.path / "config.json").exists()
-    return started and (told is None or told.signature != content.signature(record))
+    if not (record.path / "config.json").exists():
+        return False
+    sign = content.signature(record)
+    return told is None or told.signature not in ((f"{sign}{UPLOADED}",) if uploaded else (sign, f"{sign}{UPLOADED}"))
 
 
 class _Memory:
@@ -149,7 +162,7 @@ class _Memory:
         self._values["studies"][study] = {
             "experiment_id": experiment_id,
             "token": token,
-            "runs": {run_id: asdict(known) for run_id, known in runs.items()},
+            "runs": {run_id: {**asdict(known), "is_old": True} for run_id, known in runs.items()},
         }
 
     def save(self) -> None:
@@ -184,31 +197,36 @@ class _Study:
         local = store.uri.startswith(SQLITE)
         artifacts = (runs_root.resolve() / FOLDER / "artifacts" / name).as_uri() if local else None
         self.experiment_id, self.token = store.experiment(name, content.study_note(self.study), artifacts)
-        self.name = name
+        self.name, self.told = name, set[tuple[str, str, str]]()
+        self.found = search.Found.of(runs_root, self.study)
         remembered = memory.runs(name, self.token)
         self.known = store.runs(self.experiment_id) if remembered is None else remembered
         self.is_remembered = remembered is not None
 
     def send(self, summarise: Summarise | None) -> None:
-        changed = [entry for entry in self.entries if _is_new(self.root, entry, self.known)]
+        changed = [entry for entry in self.entries if _is_new(self.root, entry, self.known, self.store.upload_models)]
         self.report.studies += 1
         self.report.unchanged_runs += len(self.entries) - len(changed)
-        bare = summarise is not None and self._has_bare_parents()
-        if not (changed or bare) and self.is_remembered:
+        if not (changed or self._lacks_tables(summarise)) and self.is_remembered:
             return
         self.memory.begin()
         for number, entry in enumerate(changed, 1):
             self._send_safely(entry)
             if number % 50 == 0 or number == len(changed):
                 self.say(f"mlflow: {self.name}: {number} of {len(changed)} runs")
-        if summarise:
+        if self.found is not None:
+            self._send_search(self.found)
+        elif summarise:
             self._send_summaries(summarise(self.root, self.name))
         self._close_shared()
         self.memory.remember(self.name, self.experiment_id, self.token, self.known)
 
-    def _has_bare_parents(self) -> bool:
-        """Whether a variant's parent run shows no table yet."""
-        return any(
+    def _lacks_tables(self, summarise: Summarise | None) -> bool:
+        """Whether a parent run does not show what is known: a variant's table, or what a search has found by now."""
+        if self.found is not None:
+            known = self.known.get(self.found.parent)
+            return known is None or known.signature != self.found.signature
+        return summarise is not None and any(
             key.startswith("variant:") and key != f"variant:{content.SHARED}" and not run.signature
             for key, run in self.known.items()
         )
@@ -221,59 +239,111 @@ class _Study:
             _problem(self.report, self.say, f"{self.name}: {error}")
 
     def _send_run(self, entry: Entry, record: RunRecord) -> None:
-        """Everything new of a run; its signature is noted last, so that a kill before that sends the rest again."""
+        """Everything new of a run; its signature ends the last batch, so that a kill before that sends the rest again."""
         config, sign, status = record.config(), content.signature(record), content.status(record)
-        tags = {**content.tags(self.study, entry, record), "mlflow.parentRunId": self._parent(entry.parent).mlflow_id}
-        params: dict[str, str] = {}
+        sign += UPLOADED if self.store.upload_models and status == "FINISHED" else ""
+        parent, data = self._parent(entry), content.dataset(config, record)
+        tags = {**content.tags(self.study, entry, record), "mlflow.parentRunId": parent.mlflow_id}
         run = self.known.get(entry.run_id)
         if run is None:
             run = self.store.create(self.experiment_id, entry.run_id, entry.name, tags, content.start_ms(record))
             self.known[entry.run_id] = run
+            tags = {}
+        params = {} if run.signature else content.params(config)
         if not run.signature:
-            params = content.params(config)
-            self.store.add_dataset(run, *content.dataset(config))
-        self._send_points(run, entry, record, params, tags)
+            self._add_data(parent, run, data)
+        counts = content.confusion_counts(record, entry) if status == "FINISHED" else None
         if status == "FINISHED":
-            with tempfile.TemporaryDirectory() as folder:
-                content.write_files(record, entry, Path(folder))
-                self.store.add_files(run, Path(folder))
+            self._send_files(run, record, config, counts)
         self.store.close(run, status, content.end_ms(record))
-        self.store.log(run, [], {}, {SIGNATURE: sign})
+        self._send_points(run, record, counts, params, {**tags, SIGNATURE: sign})
         run.signature = sign
 
+    def _add_data(self, parent: Known, run: Known, data: Data) -> None:
+        """The run's data set; its parent has it too, because MLflow's list shows parents first."""
+        self.store.add_dataset(run, data)
+        if (parent.mlflow_id, data.corpus, data.digest) not in self.told:
+            self.store.add_dataset(parent, Data(data.corpus, data.fingerprint, "all runs"))
+            self.told.add((parent.mlflow_id, data.corpus, data.digest))
+
+    def _send_files(self, run: Known, record: RunRecord, config: RunConfig, counts: content.Counts | None) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            files.write(record, counts, Path(folder))
+            self.store.add_files(run, Path(folder))
+        if (record.path / "checkpoints" / files.WEIGHTS).is_file():
+            step = int((record.result() or {}).get("steps") or 0)
+            self.store.add_model(
+                self.experiment_id,
+                run,
+                config.stage,
+                step,
+                lambda place, model_id: files.write_model(record, config, place, model_id, run.mlflow_id),
+            )
+
     def _send_points(
-        self, run: Known, entry: Entry, record: RunRecord, params: Mapping[str, str], tags: Mapping[str, str]
+        self,
+        run: Known,
+        record: RunRecord,
+        counts: content.Counts | None,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
     ) -> None:
         found = content.points(record, run.sent)
-        final = content.final_point(record, entry) if record.state() == "done" and "result" not in run.sent else None
+        final = content.final_point(record, counts) if record.state() == "done" and "result" not in run.sent else None
         found += [final] if final else []
         groups = list(content.batches(found, BATCH)) or [[]]
         for index, group in enumerate(groups):
-            self.store.log(run, group, params if index == 0 else {}, tags if index == 0 else {})
+            self.store.log(run, group, params if index == 0 else {}, tags if index == len(groups) - 1 else {})
             self.report.points += sum(len(point.values) for point in group)
 
-    def _parent(self, name: str) -> Known:
-        """The parent run of a variant, or of the runs that several variants share."""
-        key = f"variant:{name}"
+    def _parent(self, entry: Entry) -> Known:
+        """The run above a run: its search, its variant, or that of the runs that several variants share."""
+        return self._search_run(self.found) if self.found is not None else self._variant(entry.parent)
+
+    def _variant(self, name: str) -> Known:
+        title = "shared by several variants" if name == content.SHARED else name
+        return self._parent_run(f"variant:{name}", title, {"hicmae.variant": name, "hicmae.stage": "variant"})
+
+    def _search_run(self, found: search.Found) -> Known:
+        return self._parent_run(found.parent, found.title, {"hicmae.stage": "search"})
+
+    def _parent_run(self, key: str, title: str, tags: Mapping[str, str]) -> Known:
         if key not in self.known:
-            title = "shared by several variants" if name == content.SHARED else name
-            tags = {"hicmae.study": self.name, "hicmae.variant": name, "hicmae.stage": "variant"}
-            self.known[key] = self.store.create(self.experiment_id, key, title[:250], tags, None)
+            tags = {"hicmae.study": self.name, **tags}
+            launched = int(1000 * float(self.study.get("created") or 0)) or None
+            self.known[key] = self.store.create(self.experiment_id, key, title[:250], tags, launched)
         return self.known[key]
+
+    def _send_search(self, found: search.Found) -> None:
+        """What a search has found so far, and its figures, into its parent run."""
+        parent = self._search_run(found)
+        if parent.signature == found.signature:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            if found.lay_out(Path(folder)):
+                self.store.add_files(parent, Path(folder))
+        step = parent.sent.get("search", -1) + 1
+        note = {"mlflow.note.content": found.markdown[: content.NOTE_LENGTH]}
+        self._close_parent(parent, [RunRecord(self.root / entry.run_id) for entry in self.entries], found.is_over)
+        *earlier, last = list(content.batches(found.points(step), BATCH)) or [[]]
+        for group in earlier:
+            self.store.log(parent, group, {}, {})
+        self.store.log(parent, last, {}, {**note, SIGNATURE: found.signature})
+        parent.signature = found.signature
 
     def _close_shared(self) -> None:
         """The run above shared runs ends with the last of them."""
         shared = self.known.get(f"variant:{content.SHARED}")
-        ids = [entry.run_id for entry in self.entries if entry.parent == content.SHARED]
-        if shared and not shared.signature and all(RunRecord(self.root / run_id).state() == "done" for run_id in ids):
-            self.store.close(shared, "FINISHED", None)
+        records = [RunRecord(self.root / entry.run_id) for entry in self.entries if entry.parent == content.SHARED]
+        if shared and not shared.signature and all(record.state() == "done" for record in records):
+            self._close_parent(shared, records, True)
             self.store.log(shared, [], {}, {SIGNATURE: "closed"})
             shared.signature = "closed"
 
     def _send_summaries(self, summaries: Mapping[str, Summary]) -> None:
         """The aggregated table into the description of every parent; metrics as of now, replacing none."""
         for name, summary in summaries.items():
-            parent = self._parent(name)
+            parent = self._variant(name)
             sign = hashlib.sha256(json.dumps([summary.markdown, dict(summary.metrics)], sort_keys=True).encode()).hexdigest()[:16]
             if parent.signature == sign:
                 continue
@@ -282,11 +352,14 @@ class _Study:
             point = [content.Point("summary", step, 0, values)] if values else []
             note = {"mlflow.note.content": summary.markdown[: content.NOTE_LENGTH]}
             self.store.log(parent, point, {}, {**note, SIGNATURE: sign})
-            self.store.close(parent, "FINISHED" if self._all_done(name) else "RUNNING", None)
+            records = [RunRecord(self.root / entry.run_id) for entry in self.entries if name in entry.variants]
+            self._close_parent(parent, records, all(record.state() == "done" for record in records))
             parent.signature = sign
 
-    def _all_done(self, variant: str) -> bool:
-        return all(RunRecord(self.root / entry.run_id).state() == "done" for entry in self.entries if variant in entry.variants)
+    def _close_parent(self, parent: Known, records: Sequence[RunRecord], is_over: bool) -> None:
+        """A parent ends with the last of its runs."""
+        ended = [end for record in records if (end := content.end_ms(record)) is not None]
+        self.store.close(parent, "FINISHED" if is_over else "RUNNING", max(ended, default=None))
 
 
 def _problem(report: SyncReport, say: Say, line: str) -> None:

@@ -260,6 +260,8 @@ def _settings(optim: OptimConfig, engine: EngineConfig, share: int, processes: i
             "reduce_bucket_size": _BUCKET_ELEMENTS,
             # Stage 3 would replace torch's linear in the whole process; with torch's own, losses equal those of other stages.
             "memory_efficient_linear": False,
+            # Stage 3 would add up gradients while others are still being computed, in an order that time decides.
+            **({"overlap_comm": False} if engine.deterministic else {}),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

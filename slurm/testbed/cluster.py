@@ -33,6 +33,7 @@ class Cluster:
     nodes: int = 2
     cpus_per_node: int = 8  # declared, not real: the jobs of tests mostly wait
     memory_mib_per_node: int = 8000
+    max_array_size: int = MAX_ARRAY_SIZE
 
     def environment(self) -> dict[str, str]:
         """What SLURM's commands need in order to talk to this cluster."""
@@ -54,7 +55,10 @@ class Cluster:
 
     def down(self) -> None:
         """Stop every daemon and every process that its jobs left; the folder keeps logs and configuration."""
-        for name in ("slurmctld", "slurmd", "slurmstepd", "slurmdbd", "mariadbd", "munged"):
+        for name in ("slurmctld", "slurmd"):
+            _stop([process for process in psutil.process_iter(["name"]) if self._owns(process, name)])
+        _stop(_with_children(self._steps("node")), signal.SIGKILL)
+        for name in ("slurmdbd", "mariadbd", "munged"):
             _stop([process for process in psutil.process_iter(["name"]) if self._owns(process, name)])
         for folder in ("spool", "munge", "mysql"):
             shutil.rmtree(self.state / folder, ignore_errors=True)
@@ -63,11 +67,7 @@ class Cluster:
         """Whether the controller answers and every node is usable."""
         if not (self.state / "slurm.conf").exists():
             return False
-        answer = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--partition=normal", "--format=%T"],
-            env=self._full_environment(), capture_output=True, text=True, timeout=40,
-        )  # fmt: skip
-        states = answer.stdout.split()
+        states = self._ask("sinfo", "--noheader", "--Node", "--partition=normal", "--format=%T") or []
         return len(states) == self.nodes and all(state in ("idle", "mixed", "allocated") for state in states)
 
     def kill_controller(self) -> None:
@@ -75,20 +75,29 @@ class Cluster:
         _stop([process for process in psutil.process_iter(["name"]) if self._owns(process, "slurmctld")], signal.SIGKILL)
 
     def start_controller(self) -> None:
-        """Start the controller on the state that it saved."""
+        """Start the controller on the state that it saved, and put nodes back that it drains after a crash."""
         self._run(["slurmctld"])
-        self._wait_for("all nodes", self.is_up, "log/slurmctld.log")
+        self._wait_for("all nodes", lambda: self.resume_nodes() and self.is_up(), "log/slurmctld.log")
+
+    def resume_nodes(self) -> bool:
+        """Put drained nodes back, as an administrator does; False while the controller does not answer.
+
+        A controller that was killed forgets the last numbers of jobs, gives them out again, and drains nodes that know them.
+        """
+        listed = self._ask("sinfo", "--noheader", "--Node", "--partition=normal", "--states=drain,down", "--format=%N")
+        if listed:
+            self._ask("scontrol", "update", f"NodeName={','.join(sorted(set(listed)))}", "State=RESUME")
+        return listed is not None
 
     def restart_controller(self) -> None:
         self.kill_controller()
         self.start_controller()
 
     def stop_node(self, number: int, how: signal.Signals = signal.SIGKILL) -> None:
-        """Kill a node's slurmd and the jobs on it, as the loss of the machine would."""
+        """Kill a node's slurmd and every process of the jobs on it at once, as the loss of the machine would."""
         name = f"node{number}"
-        processes = [process for process in psutil.process_iter() if self._runs_node(process, name)]
-        children = [child for process in processes for child in process.children(recursive=True)]
-        _stop(processes + children, how)
+        daemons = [one for one in psutil.process_iter(["name"]) if self._owns(one, "slurmd") and name in one.cmdline()]
+        _stop([*daemons, *_with_children(self._steps(f"{name}.log"))], how)
 
     def start_node(self, number: int) -> None:
         self._run(["slurmd", "-N", f"node{number}"])
@@ -99,7 +108,7 @@ class Cluster:
         ports = _free_ports(3 + self.nodes)
         values = {
             "state": self.state, "host": socket.gethostname().split(".")[0], "nodes": self.nodes, "cpus": self.cpus_per_node,
-            "memory_mib": self.memory_mib_per_node, "max_array_size": MAX_ARRAY_SIZE,
+            "memory_mib": self.memory_mib_per_node, "max_array_size": self.max_array_size,
             "ports": {"controller": ports[0], "database_daemon": ports[1], "database": ports[2], "nodes": ports[3:]},
         }  # fmt: skip
         templates = Environment(
@@ -148,6 +157,11 @@ class Cluster:
     def _full_environment(self) -> Mapping[str, str]:
         return {**os.environ, **self.environment(), "SLURM_CONF": str(self.state / "slurm.conf")}
 
+    def _ask(self, *command: str) -> list[str] | None:
+        """The words that a command of SLURM answers with; None when it fails."""
+        answer = subprocess.run(command, env=self._full_environment(), capture_output=True, text=True, timeout=40, check=False)
+        return None if answer.returncode else answer.stdout.split()
+
     def _run(self, command: list[str]) -> None:
         log = self.state / "log" / f"{command[0]}.start.log"
         with log.open("ab") as file:
@@ -175,10 +189,10 @@ class Cluster:
         except psutil.Error:
             return False
 
-    def _runs_node(self, process: psutil.Process, node: str) -> bool:
-        if self._owns(process, "slurmd"):
-            return node in process.cmdline()
-        return self._owns(process, "slurmstepd") and process.environ().get("SLURMD_NODENAME", node) == node
+    def _steps(self, log: str) -> list[psutil.Process]:
+        """The daemons of job steps, known by the log that they write, for they hide their arguments and environment."""
+        beginning = str(self.state / "log" / log)
+        return [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd" and _has_open(one, beginning)]
 
 
 def _require_programs() -> None:
@@ -187,6 +201,23 @@ def _require_programs() -> None:
         raise UsageError(f"missing programs: {', '.join(missing)}; `make system-packages` installs them")
     if os.geteuid() != 0:
         raise UsageError("the testbed must be started as root: slurmd starts jobs as the user who submits them")
+
+
+def _has_open(process: psutil.Process, beginning: str) -> bool:
+    """Whether a process holds a file open whose path begins so."""
+    try:
+        return any(file.path.startswith(beginning) for file in process.open_files())
+    except psutil.Error:
+        return False
+
+
+def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Processes, and then all that they started, so that nobody is left to report their end."""
+    found = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.extend(process.children(recursive=True))
+    return found
 
 
 def _stop(processes: list[psutil.Process], how: signal.Signals = signal.SIGTERM, patience_s: float = 3) -> None:

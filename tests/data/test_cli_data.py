@@ -98,8 +98,9 @@ def test_an_exported_corpus_reads_as_the_same_corpus(
     corpus = corpora.get(f"list:{tmp_path / 'lists'}" if format_ == "list" else f"csv:{written[0]}")
     assert corpus.root is not None
     after = corpus.samples(corpus.root)
-    what = [[(s.sample_id, s.video, s.audio, s.label, s.test_folds) for s in samples] for samples in (before, after)]
+    what = [[(s.sample_id, s.video, s.audio, s.label, s.test_folds, s.task_id) for s in samples] for samples in (before, after)]
     assert what[0] == what[1]
+    assert corpus.classes == (("0", "1") if format_ == "list" else ("calm", "loud"))
     assert len(written) == (4 if format_ == "list" else 1)
 
 
@@ -124,5 +125,7 @@ def test_bench_measures_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert {case["name"] for case in result["cases"] if case["goal_per_s"]} == {
         "pre-training from the store",
         "fine-tuning from the store",
+        "pre-training from the store, for a GPU",
+        "fine-tuning from the store, for a GPU",
         "pre-training from files",
     }

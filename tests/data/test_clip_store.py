@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import pickle
@@ -54,6 +55,15 @@ def test_frames_are_close_to_the_pictures_that_went_in() -> None:
     expected = np.asarray(smooth.resize((160, 160), Image.Resampling.BILINEAR), dtype=int)
     packed = to_jpeg(np.asarray(smooth), 160, None)
     assert np.abs(from_jpeg(packed).astype(int) - expected).mean() < 3
+
+
+def test_frames_are_packed_as_pillow_would_pack_them() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((160, 160), Image.Resampling.BICUBIC)
+    expected = io.BytesIO()
+    picture.save(expected, "JPEG", quality=90)
+    expected.seek(0)
+    assert np.array_equal(from_jpeg(to_jpeg(np.asarray(picture), 160, None)), np.asarray(Image.open(expected)))
 
 
 def test_the_crop_is_for_frames_of_224_pixels_only() -> None:

@@ -12,7 +12,10 @@ from media_files import grey_frames, tone, write_clip, write_table
 
 from hicmae import presets
 from hicmae.config import FinetuneConfig, PretrainConfig, change
-from hicmae.data import corpora
+from hicmae.data import corpora, order
+from hicmae.data.clipstore import DirectClips
+from hicmae.data.dataset import Draw, FinetuneClips, PretrainClips
+from hicmae.data.finish import finish_batch
 from hicmae.data.loader import Batch, finetune_batches, pretrain_batches, share
 from hicmae.errors import ClipError, UsageError
 
@@ -184,6 +187,111 @@ def test_repeats_show_a_clip_several_times_with_other_changes(table: Path) -> No
     assert batches.steps_per_epoch == 5
     assert batch["sample_id"][0] == batch["sample_id"][1] != batch["sample_id"][2]
     assert not torch.equal(batch["video"][0], batch["video"][1])
+
+
+def uneven(tmp_path: Path) -> Path:
+    """A table of 13, 4 and 3 sound clips of three classes, all for training."""
+    write_clip(tmp_path / "a.wav", None, tone(0.2, 16000))
+    labels = [0] * 13 + [1] * 4 + [2] * 3
+    rows = [f"clip{number:02d},a.wav,{label}" for number, label in enumerate(labels)]
+    (tmp_path / "clips.csv").write_text("\n".join(["sample_id,audio,label", *rows]) + "\n")
+    corpora.get.cache_clear()
+    return tmp_path / "clips.csv"
+
+
+def test_stratified_batches_hold_every_class_alike(tmp_path: Path) -> None:
+    delta = {
+        "data__sampling": "stratified",
+        "head__modality": "A",
+        "head__outputs": 3,
+        "optim__batch_size": 10,
+        "data__fold": None,
+    }
+    config = finetune(uneven(tmp_path), **delta)
+    batches = finetune_batches(config, "train")
+    epochs = [list(batches.epoch(epoch)) for epoch in (0, 1)]
+    assert batches.steps_per_epoch == 2
+    for batch in (batch for batches_ in epochs for batch in batches_):
+        counts = torch.bincount(batch["label"], minlength=3)
+        assert int(counts.max() - counts.min()) <= 1
+    names = [[name for batch in batches_ for name in batch["sample_id"]] for batches_ in epochs]
+    assert names[0] != names[1]
+    first = [
+        features for batch in epochs[0] for features, label in zip(batch["audio"], batch["label"], strict=True) if label == 2
+    ]
+    assert len({float(features.sum()) for features in first}) == len(first) > 3  # a clip that comes again sounds otherwise
+    again = list(finetune_batches(config, "train").epoch(0, start_step=1))
+    assert same(again[0], epochs[0][1])
+    halves = [list(finetune_batches(config, "train", rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
+    for step, whole in enumerate(epochs[0]):
+        found = by_position([half[step] for half in halves])
+        assert [found[position]["sample_id"] for position in range(10)] == whole["sample_id"]
+        assert all(torch.equal(found[position]["audio"], whole["audio"][position]) for position in range(10))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    batch=st.integers(1, 12),
+    steps=st.integers(1, 6),
+    seed=st.integers(0, 9),
+)
+def test_stratified_orders_are_even_and_say_how_often_a_clip_was_shown(
+    sizes: list[int], batch: int, steps: int, seed: int
+) -> None:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    turns = order.stratified(labels, batch, steps, seed, epoch=0)
+    assert len(turns) == batch * steps
+    for group in (turns[start : start + batch] for start in range(0, len(turns), batch)):
+        counts = [sum(labels[number] == label for number, _ in group) for label in range(len(sizes))]
+        assert max(counts) - min(counts) <= 1
+    totals = [sum(labels[number] == label for number, _ in turns) for label in range(len(sizes))]
+    assert max(totals) - min(totals) <= 1
+    assert len(set(turns)) == len(turns)  # no showing of a clip is there twice
+    assert all(times == 0 or (number, times - 1) in turns for number, times in turns)
+
+
+def test_frames_that_travel_as_bytes_arrive_as_the_same_frames(table: Path) -> None:
+    corpus = corpora.get(f"csv:{table}")
+    samples = corpus.samples(table.parent)[:6]
+    draws = [Draw(number, 0, 0, number) for number in range(6)]
+    source = DirectClips(samples, corpus, 32)
+    changes = {"augment__flip": True, "augment__random_erasing": 0.7, "augment__crop": "random_resized"}
+    for clips in (
+        FinetuneClips(finetune(table, **changes), samples, source, range(6), views=False),
+        FinetuneClips(finetune(table), samples, source, range(6), views=True),
+        PretrainClips(pretrain(table), samples, source, range(6)),
+        FinetuneClips(finetune(table, head__modality="A"), samples, source, range(6), views=False),
+    ):
+        packed = clips.packed_batch(draws)
+        assert "video" not in packed or packed["video"].dtype == torch.uint8
+        finished, whole = finish_batch(packed, torch.device("cpu")), clips.batch(draws)
+        assert finished.keys() == whole.keys()
+        assert same(finished, whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_on_a_gpu_equal_those_on_the_cpu(table: Path) -> None:
+    config = finetune(table, augment__flip=True, augment__random_erasing=0.7)
+    there = finetune_batches(config, "train", device="cuda", workers=1)
+    for mine, theirs in zip(finetune_batches(config, "train").epoch(0), there.epoch(0), strict=True):
+        assert theirs["video"].is_cuda
+        assert same(mine, {key: value.cpu() if torch.is_tensor(value) else value for key, value in theirs.items()})
+
+
+def test_the_gain_of_training_can_be_switched_off(tmp_path: Path) -> None:
+    """A clip of one frame is heard whole whatever is drawn, so that only the gain can change its features."""
+    (tmp_path / "clips.csv").write_text("video,label\na.mp4,0\nb.mp4,1\n")
+    for name, pitch_hz in (("a", 300), ("b", 500)):
+        write_clip(tmp_path / f"{name}.mp4", grey_frames(1), tone(0.5, 16000, pitch_hz))
+    corpora.get.cache_clear()
+
+    def heard(random_gain: bool) -> list[float]:
+        config = finetune(tmp_path / "clips.csv", optim__batch_size=2, data__fold=None, augment__random_gain=random_gain)
+        batches = finetune_batches(config, "train")
+        return [float(batch["audio"].max()) for epoch in range(3) for batch in batches.epoch(epoch)]
+
+    assert len(set(heard(random_gain=False))) == 1
+    assert len(set(heard(random_gain=True))) == 3
 
 
 def test_a_batch_larger_than_the_part_is_refused(table: Path) -> None:

@@ -124,9 +124,20 @@ def test_a_table_with_names_groups_and_folds(tmp_path: Path) -> None:
         "three,,c.wav,joy,p1,",
     )
     corpus, samples = read(f"csv:{path}")
-    assert (corpus.classes, corpus.folds) == (("anger", "joy"), (1, 2))
-    assert samples["one"] == Sample("one", tmp_path / "a.mp4", tmp_path / "a.mp4", 1, None, "p1", (1,))
-    assert samples["three"] == Sample("three", None, tmp_path / "c.wav", 1, None, "p1")
+    assert (corpus.classes, corpus.folds) == (("joy", "anger"), (1, 2))  # in the order of their first rows
+    assert samples["one"] == Sample("one", tmp_path / "a.mp4", tmp_path / "a.mp4", 0, None, "p1", (1,))
+    assert samples["three"] == Sample("three", None, tmp_path / "c.wav", 0, None, "p1")
+
+
+def test_a_table_may_give_the_order_of_its_classes_and_tasks_to_average(tmp_path: Path) -> None:
+    lines = ["video,label,class,task_id,fold", "a.mp4,2,sad,t1,1", "b.mp4,0,angry,t2,", "c.mp4,2,sad,t1,1"]
+    corpus, samples = read(f"csv:{write(tmp_path / 't.csv', *lines)}")
+    assert corpus.classes == ("angry", "1", "sad")  # class 1 has no clips here
+    assert {name: (sample.label, sample.task_id) for name, sample in samples.items()} == {
+        "a": (2, "t1"),
+        "b": (0, "t2"),
+        "c": (2, "t1"),
+    }
 
 
 def test_a_parquet_table_with_targets(tmp_path: Path) -> None:
@@ -147,6 +158,14 @@ def test_a_parquet_table_with_targets(tmp_path: Path) -> None:
         (["video,label,fold", "a.mp4,x,first"], r"line 2: fold 'first' is not a number"),
         (["sample_id,video,label", "one,a.mp4,x", "one,b.mp4,x"], r"b.mp4: the id one is there twice \(also .*a.mp4\)"),
         (["video,label", "../../a.mp4,x"], r"points outside the data folder"),
+        (["video,label,class", "a.mp4,0,x", "b.mp4,0,y"], r"line 3: label 0 is y here and x above"),
+        (
+            ["video,label,class", "a.mp4,x,x", "b.mp4,1,y"],
+            r"beside class, label must be one number from 0 for each class; it is 1, x",
+        ),
+        (["video,label,task_id", "a.mp4,x,t1", "b.mp4,x,"], r"line 3: a line without task_id, which other lines have"),
+        (["video,label,task_id", "a.mp4,x,t1", "b.mp4,y,t1"], r"line 3: label or fold differ from those of task t1 above"),
+        (["video,target_a,target_b", "a.mp4,1,2", "b.mp4,1,much"], r"b.mp4: targets 1 much are not numbers"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, lines: list[str], message: str) -> None:

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from hicmae.data import synthetic
 from hicmae.record import RunRecord
+from hicmae.tracking import default_uri
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +68,7 @@ def records(place: Path) -> dict[str, RunRecord]:
     return {f"{run['stage']} {' '.join(run['variants'])}": RunRecord(place / "runs" / run["run_id"]) for run in study["runs"]}
 
 
-def test_a_study_is_executed_once_and_then_nothing_is_left(tmp_path: Path, data: Path) -> None:
+def test_a_study_is_executed_once_and_then_nothing_is_left(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.py").write_text(STUDY.format(epochs=1, extra="{}"))
     code, output = launch(tmp_path, data, "--yes")
     assert code == 0, output
@@ -78,11 +80,25 @@ def test_a_study_is_executed_once_and_then_nothing_is_left(tmp_path: Path, data:
     assert result["n_test"] == 8
     assert (found["finetune on"].path / "predictions.parquet").exists()
     assert "UAR" in output
+    assert "mlflow" not in output, "left alone with HICMAE_SYNC=0"
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/events.jsonl")}
     code, output = launch(tmp_path, data, "--yes")
     assert (code, output.strip()) == (0, "Nothing left to do: all 3 runs of tiny are done.")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.setenv("HICMAE_SYNC", "1")
+    code, output = launch(tmp_path, data, "--yes")
+    assert code == 0 and "mlflow: 1 studies, 3 runs sent" in output
+    _shows_its_tables(tmp_path / "runs")
+
+
+def _shows_its_tables(runs: Path) -> None:
+    """The launcher's own carrying into MLflow gives the variants' parent runs their tables."""
+    client = MlflowClient(default_uri(runs))
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    found = {run.data.tags["hicmae.run_id"]: run.data for run in client.search_runs([experiment])}
+    for name in ("variant:on", "variant:off"):
+        assert "pooled/UAR" in found[name].metrics and "| 1/1 |" in found[name].tags["mlflow.note.content"]
 
 
 def test_ctrl_c_leaves_a_good_state_and_a_second_launch_goes_on(tmp_path: Path, data: Path) -> None:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from hicmae import presets
 from hicmae.data import synthetic
 from hicmae.record import RunRecord, read_lines
+from hicmae.tracking import default_uri
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +82,9 @@ def trials(place: Path) -> list[dict[str, Any]]:
     return list(json.loads((place / "runs" / "_studies" / "tuned_fold1.json").read_text())["search"]["trials"])
 
 
-def test_thirty_trials_beat_the_recipe_and_what_they_chose_is_judged_on_the_test_part_once(place: Path) -> None:
+def test_thirty_trials_beat_the_recipe_and_what_they_chose_is_judged_on_the_test_part_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = declare(place, 30)
     told = launched(path, "--max-parallel", "2")
     assert "30 of 30 ended" in told
@@ -96,13 +100,29 @@ def test_thirty_trials_beat_the_recipe_and_what_they_chose_is_judged_on_the_test
     assert set(result["metrics"]) == {"inner"} and result["metrics"]["inner"]["loss"] == best["value"]
     splits = {point["split"] for point in record.metrics()}
     assert "validation" in splits and "test" not in splits, "no trial looks at the test part"
+    monkeypatch.setenv("HICMAE_SYNC", "1")
     assert "nothing left to do, 30 trials have ended" in launched(path)
+    monkeypatch.setenv("HICMAE_SYNC", "0")
+    _is_in_mlflow(place, best["value"], {run for trial in found for run in trial["notes"]["runs"]})
     _is_reported(place)
     launched(path, "--use-best")
     judged = json.loads((place / "runs" / "_studies" / "tuned_best.json").read_text())["runs"]
     results = {run["variants"][0]: RunRecord(place / "runs" / run["run_id"]).result() or {} for run in judged}
     assert {name: set(result["metrics"]) for name, result in results.items()} == {"recipe": {"last"}, "best": {"last"}}
     assert all(result["n_test"] == 24 and result["n_train"] == 48 for result in results.values())
+
+
+def _is_in_mlflow(place: Path, best: float, runs: set[str]) -> None:
+    """One parent run has all trials, the best value and Optuna's figures."""
+    client = MlflowClient(default_uri(place / "runs"))
+    experiment = client.get_experiment_by_name("tuned_fold1").experiment_id
+    found = {run.data.tags["hicmae.run_id"]: run for run in client.search_runs([experiment])}
+    parent = found.pop("search:tuned_fold1")
+    assert set(found) == runs
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
+    assert parent.data.metrics["best/value"] == best and parent.info.status == "FINISHED"
+    figures = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
+    assert {"figures/history.png", "figures/importance.png", "figures/slice.pdf"} <= figures
 
 
 def _is_reported(place: Path) -> None:

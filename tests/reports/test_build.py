@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from hicmae.record import RunRecord, write_json
 from reports import build, figures, latex
 from reports.build import build_report, check_report
 from reports.freshness import is_current
-from reports.tables import cell_key
+from reports.run_figures import draw_scaling, scaling
+from reports.tables import EXTRAS, cell_key
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tables"
 NAME = "ablation_hierarchical_smoke"
@@ -214,6 +216,68 @@ def test_same_numbers_give_the_same_picture_files(study: StudyOnDisk, out: Path,
     build_report(study.root, tmp_path, pdf=False)
     for path in sorted((out / NAME / "figures").iterdir()):
         assert path.read_bytes() == (tmp_path / NAME / "figures" / path.name).read_bytes(), path.name
+
+
+def test_reconstructions_of_pretraining_are_shown_where_runs_drew_them(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("a", 0.5), VariantOnDisk("b", 0.6, delta={"decoder.skip_connections": False})]
+    study = StudyOnDisk(tmp_path / "runs", "drawn_smoke", variants, {"synthetic": CorpusOnDisk(folds=2)}).write()
+    report = build_report(study.root, tmp_path / "out", pdf=False)
+    assert "reconstructions" not in {picture.stem.name for picture in report.pages[0].pictures}
+    first, second = [run["run_id"] for run in study.runs.values() if run["stage"] == "pretrain"]
+    for run_id in (first, second):
+        (study.root / run_id / "pictures").mkdir()
+    Image.new("RGB", (300, 90), (200, 30, 30)).save(study.root / first / "pictures" / "reconstruction-1.png")
+    (study.root / second / "pictures" / "reconstruction-1.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    page = build_report(study.root, tmp_path / "out", pdf=False).pages[0]
+    picture = next(picture for picture in page.pictures if picture.stem.name == "reconstructions")
+    pixels = np.asarray(Image.open(picture.png).convert("RGB")).reshape(-1, 3)
+    assert (np.abs(pixels.astype(int) - (200, 30, 30)).max(1) < 8).mean() > 0.3
+    assert f"{second}/pictures/reconstruction-1.png" in picture.caption  # the torn one is named
+
+
+def test_scaling_curves_are_drawn_over_parameters_epochs_and_numbers(tmp_path: Path) -> None:
+    sizes = {"tiny": (20.5, 32), "small": (45.7, 48), "base": (80.8, 64)}
+    scale = [
+        VariantOnDisk(size, 0.5, {"size": size, "parameters (M)": millions}, {"encoder.dim": width})
+        for size, (millions, width) in sizes.items()
+    ]
+    epochs = [VariantOnDisk(str(e), 0.5, {"epochs": e}, {"initial.epoch": e if e < 8 else None}) for e in (2, 4, 8)]
+    weights = [VariantOnDisk(f"{w:g}", 0.5, {"weight": w}, {"objective.contrastive_weight": w}) for w in (0.001, 0.0025, 0.01)]
+    corpora = {"synthetic": CorpusOnDisk(folds=1, samples_per_fold=20)}
+    made: dict[str, list[tuple[str, list[float]]]] = {}
+    for name, variants in (("scale", scale), ("epochs", epochs), ("weights", weights)):
+        study = StudyOnDisk(tmp_path / name, name, variants, corpora).write()
+        for size, (millions, _) in sizes.items() if name == "scale" else ():
+            path = study.path(size, "synthetic", 1) / "result.json"
+            write_json(path, {**json.loads(path.read_text()), "parameters": int(millions * 1e6)})
+        analysis = build.compute_pages(study.root, [name])[0][0].analysis
+        found = scaling(analysis.study, analysis.corpora[0])
+        made[name] = [(series.quantity, [x for x, _ in points]) for series in found for points in series.lines.values()]
+        assert all(draw_scaling(analysis.corpora[0], series).axes for series in found)
+    assert made["scale"] == [("Parameters (million)", [20.5, 45.7, 80.8])]
+    assert made["epochs"] == [("Epochs of pre-training", [2.0, 4.0, 8.0])]
+    assert made["weights"] == [("weight", [0.001, 0.0025, 0.01])]
+
+
+@pytest.mark.slow
+@pytest.mark.system("chromium")
+def test_page_never_scrolls_sideways_on_a_screen_or_a_phone(tmp_path: Path) -> None:
+    """The widest table: every column, long names. It scrolls inside its own frame."""
+    variants = [VariantOnDisk(f"a variant with a name of some length {i}", 0.5 + i / 10, {"size": "base"}) for i in range(2)]
+    variants[1] = VariantOnDisk(variants[1].name, 0.6, {"size": "x" * 40}, {"head.feature_fusion": "last"})
+    table = {"baseline": variants[0].name}
+    study = StudyOnDisk(tmp_path / "runs", "wide_smoke", variants, {"synthetic": CorpusOnDisk()}, table=table).write()
+    build_report(study.root, tmp_path, extras=list(EXTRAS), pdf=False)
+    frames = "".join(f'<iframe src="report.html" width="{width}" height="600"></iframe>' for width in (1280, 390))
+    hidden = "(d => d.scrollWidth - d.clientWidth)(frame.contentDocument.documentElement)"
+    script = f"[...document.querySelectorAll('iframe')].map(frame => {hidden})"
+    page = f"<body>{frames}<p></p><script>onload = () => document.querySelector('p').textContent = {script}.join(' ')</script>"
+    (tmp_path / "frames.html").write_text(page)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--allow-file-access-from-files"]
+    options += [f"--user-data-dir={tmp_path / 'chromium'}", "--virtual-time-budget=5000", "--window-size=1700,900", "--dump-dom"]
+    command = ["chromium", *options, (tmp_path / "frames.html").as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "<p>0 0</p>" in seen  # pixels that do not fit
 
 
 def test_cliques_join_only_methods_without_a_difference() -> None:

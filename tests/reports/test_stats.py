@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from reports import stats
+from reports.predictions import Predictions
+from reports.resampling import cluster_interval, resampled
 
 # The worked example: WAR per fold on MAFW, the official rerun against another method.
 OURS = np.array([47.60, 55.10, 60.10, 63.09, 55.22])
@@ -186,3 +188,48 @@ def test_factorial_effects_refuse_a_design_with_a_hole() -> None:
 def test_what_the_table_says_when_nothing_can_be_shown() -> None:
     assert stats.not_resolvable(5, 1) == "not resolvable at k=5, 1 seed"
     assert stats.not_resolvable(6, 3) == "not resolvable at k=6, 3 seeds"
+
+
+@pytest.mark.parametrize("metric", ["UAR", "WAR", "WF1", "micro_F1", "macro_F1"])
+def test_resamples_of_groups_at_once_are_those_of_their_samples_classes(metric: str) -> None:
+    generator = np.random.default_rng(3)
+    truth = generator.integers(5, size=120)
+    answers = np.where(generator.random(120) < 0.5, truth, generator.integers(5, size=120))
+    _same_as_by_samples(
+        Predictions(np.arange(120).astype(str), generator.integers(9, size=120).astype(str), truth, answers), metric
+    )
+
+
+@pytest.mark.parametrize("metric", ["PCC", "CCC", "MAE", "RMSE", "CCC b"])
+def test_resamples_of_groups_at_once_are_those_of_their_samples_regression(metric: str) -> None:
+    generator = np.random.default_rng(4)
+    truth = 50 + generator.normal(size=(120, 2))
+    answers = 0.7 * truth + generator.normal(size=(120, 2))
+    groups = generator.integers(9, size=120).astype(str)
+    _same_as_by_samples(Predictions(np.arange(120).astype(str), groups, truth, answers, ("a", "b")), metric)
+
+
+def _same_as_by_samples(predictions: Predictions, metric: str) -> None:
+    """Against the metric computed on each resample's samples; the interval against the general bootstrap."""
+    groups, membership = np.unique(predictions.groups, return_inverse=True)
+    draws = np.random.default_rng(5).integers(len(groups), size=(40, len(groups)))
+    counts = np.stack([np.bincount(draw, minlength=len(groups)) for draw in draws]).astype(float)
+    slow = [
+        predictions.metric_at(np.concatenate([np.flatnonzero(membership == group) for group in draw]), metric) for draw in draws
+    ]
+    assert resampled(predictions, metric, membership, counts) == pytest.approx(slow)
+    quick = cluster_interval(predictions.metrics([metric])[metric], [(predictions, 1.0)], metric, np.random.default_rng(6), 50)
+    whole = stats.cluster_bootstrap(
+        lambda index: predictions.metric_at(index, metric), predictions.groups, np.random.default_rng(6), 50
+    )
+    assert (quick.estimate, quick.low, quick.high) == pytest.approx((whole.estimate, whole.low, whole.high))
+
+
+@given(st.lists(st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0]), min_size=2, max_size=7))
+def test_signed_rank_test_is_exact_with_ties_and_zeros(differences: list[float]) -> None:
+    if not any(differences):
+        assert math.isnan(stats.wilcoxon(differences))
+        return
+    nonzero = [value for value in differences if value]
+    theirs = reference.wilcoxon(nonzero, method=reference.PermutationMethod(n_resamples=2**8)).pvalue if len(nonzero) > 1 else 1.0
+    assert stats.wilcoxon(differences) == pytest.approx(theirs)

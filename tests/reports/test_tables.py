@@ -10,15 +10,18 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, recall_score
 from study_records import CorpusOnDisk, StudyOnDisk, VariantOnDisk, factorial_variants
 
 from hicmae.errors import UsageError
-from reports import stats
+from reports import latex, stats
 from reports.analysis import Analysis, analyse
 from reports.cells import Cell
+from reports.findings import findings
 from reports.query import StudyRun, load_study
-from reports.tables import Field, Table, ranks, tables_of
+from reports.render import to_csv, to_html, to_json
+from reports.tables import EXTRAS, Field, Table, ranks, tables_of
 
 NAME = "ablation_hierarchical_smoke"
 
@@ -132,12 +135,110 @@ def test_seeds_are_averaged_inside_folds_and_pooled_per_seed(tmp_path: Path) -> 
     assert field_of(table, "a", "samples").value == 120
 
 
-def test_nothing_to_resolve_is_said_in_the_notes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("baseline", ["a", ""])
+def test_where_nothing_can_be_shown_the_table_says_so_instead_of_ranking(tmp_path: Path, baseline: str) -> None:
+    """Five folds without a difference beyond their spread: no row is bold or underlined, in no format, and a line says why."""
     variants = [VariantOnDisk("a", 0.6), VariantOnDisk("b", 0.6, delta={"head.feature_fusion": "last"})]
-    study = StudyOnDisk(tmp_path / "runs", "even_smoke", variants, {"synthetic": CorpusOnDisk()}, table={"baseline": "a"}).write()
-    table = only_table(analysed(study))
-    assert any("not resolvable at k=5, 1 seed" in note for note in table.notes)
-    assert field_of(table, "b", "baseline.UAR").mark == ""
+    study = StudyOnDisk(
+        tmp_path / "runs", "even_smoke", variants, {"synthetic": CorpusOnDisk()}, table={"baseline": baseline}
+    ).write()
+    analysis = analysed(study)
+    table = only_table(analysis)
+    said = "not resolvable at k=5, 1 seed"
+    assert all(field.rank == "" and field.mark == "" for row in table.blocks[0].rows for field in row.fields)
+    assert not any("Bold" in note for note in table.notes)
+    assert said in json.loads(to_json(table))["blocks"][0]["verdict"]
+    assert said in to_html(table, "even") and 'class="number best"' not in to_html(table, "even")
+    assert latex.escape(said) in latex.fragment(table, "even") and r"\bfseries" not in latex.fragment(table, "even")
+    assert any(said in line for line in findings(analysis))
+    assert analysis.corpora[0].cell("a").pooled != analysis.corpora[0].cell("b").pooled  # there is a largest number
+
+
+def test_where_a_difference_is_shown_rows_are_ranked(analysis: Analysis) -> None:
+    table = only_table(analysis)
+    assert table.blocks[0].verdict == ""
+    assert field_of(table, "skips + contrast + fusion", "pooled.UAR").rank == "best"
+    assert any("Bold is the best" in note for note in table.notes)
+
+
+def test_without_a_baseline_the_best_must_differ_from_another_after_correction_for_all_pairs(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("a", 0.3), VariantOnDisk("b", 0.9, delta={"head.feature_fusion": "last"})]
+    study = StudyOnDisk(tmp_path / "runs", "apart", variants, {"list:x": CorpusOnDisk()}).write()
+    corpus = analysed(study).corpora[0]
+    assert corpus.verdict == "" and not corpus.comparisons
+
+
+def test_two_methods_on_one_test_list_are_compared_by_the_exact_mcnemar_test(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("a", 0.5), VariantOnDisk("b", 0.95, delta={"head.feature_fusion": "last"})]
+    corpora = {"list:x": CorpusOnDisk(folds=1, samples_per_fold=60, groups_per_fold=10)}
+    study = StudyOnDisk(tmp_path / "runs", "one_list", variants, corpora, table={"baseline": "a"}).write()
+    analysis = analysed(study)
+    (frame_a,), (frame_b,) = (predictions(study, name, "list:x", folds=1) for name in "ab")
+    right_a, right_b = ((frame["label"] == frame["prediction"]).to_numpy() for frame in (frame_a, frame_b))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p = binomtest(only_b, only_a + only_b).pvalue
+    table = only_table(analysis, ["baseline", "mcnemar", "wilcoxon"])
+    assert field_of(table, "b", "mcnemar").value == pytest.approx(p)
+    assert p < 0.05 and field_of(table, "b", "baseline.UAR").mark == "*"
+    assert field_of(table, "b", "wilcoxon").value is None
+    assert any("exact McNemar test" in note for note in table.notes)
+    assert any(f"{only_b} samples right in it alone" in line for line in findings(analysis))
+
+
+def test_every_promised_column_can_be_asked_for(tmp_path: Path) -> None:
+    mafw = CorpusOnDisk(classes=11, samples_per_fold=110, n_train=440)
+    variants = [VariantOnDisk("all", 0.6), VariantOnDisk("mask", 0.5, delta={"objective.video_mask_ratio": 0.8})]
+    study = StudyOnDisk(tmp_path / "runs", "all", variants, {"mafw": mafw}, size="base", table={"baseline": "all"}).write()
+    analysis = analysed(study)
+    table = only_table(analysis, list(EXTRAS))
+    given = {column.key.partition(".")[0]: field_of(table, "mask", column.key) for column in table.columns}
+    assert set(EXTRAS) <= set(given)
+    ours = {column.key.partition(".")[0]: field_of(table, "all", column.key) for column in table.columns}
+    for extra in EXTRAS:
+        shown = ours[extra] if extra in ("paper", "paper_difference", "equivalence") else given[extra]
+        assert shown.value is not None or shown.text, extra
+    assert given["interval"].low < given["interval"].value < given["interval"].high
+    pooled = [field_of(table, name, "pooled.UAR").value for name in ("mask", "all")]
+    assert given["pooled_difference"].value == pytest.approx(pooled[0] - pooled[1])
+    assert given["wilcoxon"].value >= 0.0625
+    assert any("P(as paper)" in note for note in table.notes) and any("Wilcoxon" in note for note in table.notes)
+    for text in (to_csv(table), to_json(table), to_html(table, "all"), latex.fragment(table, "all")):
+        assert text
+
+
+def write_search(root: Path, trials: int) -> StudyOnDisk:
+    """A search as `hicmae search run` records it: every tenth trial pruned, trial 0 the recipe."""
+    variants = [
+        VariantOnDisk(f"trial {i:04d}", 0.3 + 0.5 * (i * 7 % trials) / trials, delta={"augment.label_smoothing": i / 1000})
+        for i in range(trials)
+    ]
+    pruned = {variant.name for variant in variants[5::10]}
+    corpora = {"list:x": CorpusOnDisk(folds=1, samples_per_fold=40)}
+    study = StudyOnDisk(root, "search_smoke", variants, corpora, skip=lambda v, c, fold, s: v in pruned).write()
+    values = json.loads(study.study_file.read_text())
+    states = [("pruned", None) if v.name in pruned else ("done", 100 * v.accuracy) for v in variants]
+    rows = [{"name": v.name, "state": state, "value": value} for v, (state, value) in zip(variants, states, strict=True)]
+    values["search"] = {"direction": "maximize", "objective": "validation UAR", "recipe": "trial 0000", "trials": rows}
+    study.study_file.write_text(json.dumps(values))
+    return study
+
+
+def test_table_of_a_search_is_short_and_its_files_are_whole(tmp_path: Path) -> None:
+    study = write_search(tmp_path / "runs", 60)
+    analysis = analysed(study, 20)
+    table = only_table(analysis)
+    rows = table.blocks[0].shown
+    done = [v for v in study.variants if int(v.name[-4:]) % 10 != 5]
+    best = sorted(done, key=lambda variant: -variant.accuracy)[:20]
+    assert [row.variant for row in rows] == [*(v.name for v in best), "trial 0000"]
+    assert any(note.startswith("21 of 60 trials shown, the best and the recipe (trial 0000)") for note in table.notes)
+    assert to_html(table, "search").count("<tr>") == 1 + 21
+    assert len(to_csv(table).splitlines()) == 1 + 60 and len(json.loads(to_json(table))["blocks"][0]["rows"]) == 60
+    assert field_of(table, "trial 0005", "pooled.UAR").text == "pruned"
+    assert not analysis.problems  # a pruned trial's missing run is as it should be
+    said = findings(analysis)
+    assert any("which was chosen, not which is better" in note for note in table.notes)
+    assert any(best[0].name in line and "was chosen" in line for line in said) and len(said) < 5
 
 
 def test_corpora_with_other_metrics_get_a_table_of_their_own(tmp_path: Path) -> None:

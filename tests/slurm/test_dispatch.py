@@ -6,7 +6,6 @@ scripts and the tasks are the real ones. Real training on SLURM is in test_launc
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from hicmae import presets
@@ -126,22 +124,6 @@ def fake(folder: Path, name: str, script: str) -> Path:
     path.write_text(f"#!/bin/bash\nREAL={shutil.which(name)}\n{script}\n")
     path.chmod(0o755)
     return folder
-
-
-def kill_jobs_of(root: Path) -> None:
-    """Every process of the jobs of a runs folder, SLURM's own step daemons included, as when their machine is lost."""
-    of_jobs = [process for process in psutil.process_iter() if _mentions(process, root)]
-    daemons = {parent for process in of_jobs for parent in process.parents() if parent.name() == "slurmstepd"}
-    for process in [*daemons, *of_jobs]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _mentions(process: psutil.Process, root: Path) -> bool:
-    try:
-        return str(root) in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
 
 
 def test_dependants_are_one_array_that_starts_when_what_it_needs_is_done(root: Path, program: Path) -> None:
@@ -341,7 +323,6 @@ def test_a_lost_node_costs_an_attempt_not_the_run(root: Path, program: Path, clu
         ["squeue", "--noheader", "--states=running", "--format=%N"], capture_output=True, text=True, check=True
     ).stdout.split()[0]
     cluster.stop_node(int(node.removeprefix("node")))
-    kill_jobs_of(root)
     try:
         deadline = time.monotonic() + 240
         while states(root, [one]) != ["done"] and time.monotonic() < deadline:
@@ -366,6 +347,60 @@ def test_a_restarted_controller_changes_nothing(root: Path, program: Path, clust
     cluster.start_controller()
     wait_done(root, [first, second])
     assert [count(one, "finished") for one in (first, second)] == [1, 1]
+
+
+def test_jobs_that_a_crashed_controller_forgot_are_submitted_again(
+    root: Path, program: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller comes back with what it had saved before they were submitted; the accounting holds them for waiting."""
+    first = job(root, 0)
+    second = [job(root, seed, first) for seed in (1, 2)]
+    saved = cluster.state / "spool" / "ctld"
+    wait(root, [first], lambda found: found.state == "new" or not found.is_active)
+    shutil.copytree(saved, tmp_path / "saved")
+    subprocess.run(["scontrol", "update", "PartitionName=normal", "State=DOWN"], check=True)
+    dispatch.submit(root, [first, *second], target(program))
+    cluster.kill_controller()
+    shutil.rmtree(saved)
+    shutil.copytree(tmp_path / "saved", saved)
+    cluster.start_controller()
+    subprocess.run(["scontrol", "update", "PartitionName=normal", "State=UP"], check=True)
+    assert states(root, [first, *second]) == ["unknown"] * 3
+    monkeypatch.setattr(state, "SETTLING_S", 0.0)
+    assert states(root, [first, *second]) == ["planned", "blocked", "blocked"]
+    assert submitted(dispatch.submit(root, [first, *second], target(program))) == [1, 2]
+    wait_done(root, [first, *second])
+    assert [count(one, "started") for one in [first, *second]] == [1, 1, 1]
+
+
+def test_a_lock_file_that_a_dead_process_or_another_host_left_blocks_nothing(root: Path, program: Path) -> None:
+    one, other = job(root, 0, kill_at=2), job(root, 1)
+    (other.path / ".lock").write_text("4242\nanother-host\n")
+    dispatch.submit(root, [one, other], target(program))
+    found = wait_settled(root, [one, other])
+    assert [found[each.run_id].state for each in (one, other)] == ["interrupted", "done"]
+    assert (one.path / ".lock").exists()
+    dispatch.submit(root, [one, other], target(program))
+    wait_done(root, [one, other])
+    assert [count(each, "started") for each in (one, other)] == [2, 1]
+
+
+def test_a_process_that_slurm_lost_sight_of_is_waited_for(root: Path, program: Path) -> None:
+    """It holds the run's lock; the new attempt begins when it is gone, and does not fail because of it."""
+    one = job(root, 0)
+    subprocess.run(["scontrol", "update", "PartitionName=normal", "State=DOWN"], check=True)
+    (array,) = dispatch.submit(root, [one], target(program)).arrays
+    with RunRecord(one.path).lock():
+        subprocess.run(["scontrol", "update", "PartitionName=normal", "State=UP"], check=True)
+        output = array.folder / f"{array.job_id}_0_0_log.out"
+        deadline = time.monotonic() + 60
+        while not output.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(3)
+        assert count(one, "started") == 0
+        assert states(root, [one]) == ["running"]
+    wait_done(root, [one])
+    assert [count(one, event) for event in ("started", "failed", "finished")] == [1, 0, 1]
 
 
 def test_a_dependant_of_a_run_outside_the_scheduler_is_left_out_with_the_reason(root: Path, program: Path) -> None:

@@ -67,6 +67,18 @@ def test_a_job_that_is_not_listed_is_unknown_at_first(tmp_path: Path) -> None:
     assert judge(record.path, state, Submission("a", 0, 0.0, True), None).state == "interrupted"
 
 
+def test_a_job_that_the_scheduler_forgot_or_dropped_is_planned_again(tmp_path: Path) -> None:
+    """Nobody cancelled it: what it waited for was gone, or the controller came back without it."""
+    record = RunRecord.create(tmp_path, presets.finetune("smoke", "synthetic", 4))
+    (tmp_path / "_slurm" / "a").mkdir(parents=True)
+    (tmp_path / "_slurm" / "a" / "job.json").write_text('{"job_id": "12"}')
+    state, waiting = RunState(record.id, "submitted"), Submission("a", 3, 0.0, False)
+    assert judge(record.path, state, waiting, None).state == "planned"
+    dropped = JobInfo("12_3", "CANCELLED", "DependencyNeverSatisfied", "")
+    assert judge(record.path, state, waiting, dropped).state == "planned"
+    assert judge(record.path, state, waiting, JobInfo("12_3", "CANCELLED", "", "")).state == "cancelled"
+
+
 @pytest.mark.parametrize(("count", "cap"), [(1, 4), (3, 4), (4, 4), (5, 2), (7, 3), (2, 1)])
 def test_a_cap_holds_over_all_arrays(count: int, cap: int) -> None:
     """Arrays of one lane follow each other, so at most one array of each lane runs."""

@@ -1,7 +1,11 @@
 """`csv:PATH`: a CSV or parquet table of anybody's own data, one clip per row.
 
-Columns: `video` and/or `audio` (paths below the table's folder), `label` or any number of `target_<name>`, and perhaps
-`sample_id`, `group` (actor, session) and `fold` (the fold whose test part holds it). Without answers it is for pre-training.
+Columns: `video` and/or `audio` (paths below the table's folder), and the answer: `label`, or any number of `target_<name>`
+(regression), or none (pre-training). Perhaps `sample_id`, `group` (actor, session), `fold` (the fold whose test part holds it;
+several with spaces between) and `task_id` (the test scores of a task's clips are averaged, as in AVCAffe).
+
+Classes have the order of their first rows. Where that is not the order wanted, `class` holds the names and `label` the numbers
+from 0; numbers alone in `label` stand for themselves. `hicmae data export CORPUS --format csv` writes such a table.
 
     hicmae data check csv:/data/mine/clips.csv
 """
@@ -26,7 +30,34 @@ def corpus(name: str, path: Path) -> Corpus:
         raise UsageError(f"{path}: has the columns {', '.join(rows[0])}; needs video or audio, and label or {TARGET}<name>")
     targets = [key for key in rows[0] if key.startswith(TARGET)] if rows else []
     made = [_row(row, targets, path, number) for number, row in enumerate(rows, start=2)]
-    return own_corpus(name, path.parent, made, [key.removeprefix(TARGET) for key in targets])
+    classes = _class_names(rows, path) if rows and {"class", "label"} <= set(rows[0]) else ()
+    _check_tasks(made, path)
+    return own_corpus(name, path.parent, made, [key.removeprefix(TARGET) for key in targets], classes)
+
+
+def _check_tasks(rows: list[Row], path: Path) -> None:
+    """Where clips have tasks all of them must, and those of one task must agree in what they are. Raises ClipError otherwise."""
+    if not any(row.task_id for row in rows):
+        return
+    first: dict[str, Row] = {}
+    for number, row in enumerate(rows, start=2):
+        if not row.task_id:
+            raise ClipError(f"{path}, line {number}", "a line without task_id, which other lines have")
+        other = first.setdefault(row.task_id, row)
+        if (row.answer, row.test_folds) != (other.answer, other.test_folds):
+            raise ClipError(f"{path}, line {number}", f"label or fold differ from those of task {row.task_id} above")
+
+
+def _class_names(rows: list[dict[str, str]], path: Path) -> tuple[str, ...]:
+    """The column `class` in the order of the numbers in the column `label`. Raises ClipError where the two do not agree."""
+    names: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        label, name = (column(row, (key,), f"{path}, line {number}") for key in ("label", "class"))
+        if names.setdefault(label, name) != name:
+            raise ClipError(f"{path}, line {number}", f"label {label} is {name} here and {names[label]} above")
+    if not all(label.isdigit() for label in names) or len(set(names.values())) < len(names):
+        raise ClipError(path, f"beside class, label must be one number from 0 for each class; it is {', '.join(sorted(names))}")
+    return tuple(names.get(str(index), str(index)) for index in range(max(map(int, names)) + 1))  # a class may have no clips
 
 
 def _text(path: Path) -> str:
@@ -49,8 +80,8 @@ def _row(row: dict[str, str], targets: list[str], path: Path, number: int) -> Ro
     if video is None and audio is None:
         raise ClipError(place, "names neither a video nor an audio file")
     answer = tuple(column(row, (key,), place) for key in targets)
-    if not targets and "label" in row:
-        answer = (column(row, ("label",), place),)
+    if not targets and {"label", "class"} & set(row):
+        answer = (column(row, ("label", "class"), place),)
     return Row(
         video,
         audio or video,
@@ -58,6 +89,7 @@ def _row(row: dict[str, str], targets: list[str], path: Path, number: int) -> Ro
         sample_id=row.get("sample_id", ""),
         group=row.get("group", ""),
         test_folds=_folds(row.get("fold", ""), place),
+        task_id=row.get("task_id") or None,
     )
 
 

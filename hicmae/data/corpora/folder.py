@@ -26,7 +26,8 @@ def corpus(name: str, path: Path) -> Corpus:
         if kind:
             clips.setdefault(str(relative.with_suffix("")), {})[kind] = path / file
     has_parts = {PurePosixPath(clip).parts[0] for clip in clips} == set(PARTS)
-    return own_corpus(name, path, [_row(PurePosixPath(clip), media, has_parts) for clip, media in clips.items()])
+    rows = [_row(PurePosixPath(clip), media, has_parts) for clip, media in clips.items()]
+    return own_corpus(name, path, sorted(rows, key=lambda row: row.answer))  # classes by name
 
 
 def _row(clip: PurePosixPath, media: dict[str, Path], has_parts: bool) -> Row:

@@ -22,23 +22,27 @@ class Row:
     sample_id: str = ""
     group: str = ""
     test_folds: tuple[int, ...] = ()
+    task_id: str | None = None
 
 
-def own_corpus(name: str, root: Path, rows: Sequence[Row], targets: Sequence[str] = ()) -> Corpus:
-    """A corpus of rows. Without answers it is for pre-training; numbers with a point or several columns are targets."""
+def own_corpus(name: str, root: Path, rows: Sequence[Row], targets: Sequence[str] = (), classes: tuple[str, ...] = ()) -> Corpus:
+    """A corpus of rows. Without answers it is for pre-training; numbers with a point or several columns are targets.
+
+    With `classes` the answers are their numbers; without, they are the names.
+    """
     if not rows:
         raise UsageError(f"{name}: holds no clips")
-    task = _task(rows, targets)
-    classes = _classes(rows) if task == "classification" else ()
+    task = "classification" if classes else _task(rows, targets)
+    labels = tuple(str(index) for index in range(len(classes))) or (_classes(rows) if task == "classification" else ())
     width = len(rows[0].answer)
     names = tuple(targets) or tuple(f"target_{number}" for number in range(width)) if task == "regression" else ()
-    samples = _samples(rows, root, task, classes)
+    samples = _samples(rows, root, task, labels)
     return Corpus(
         name=name,
         title=name,
         task=task,
         listing=lambda tree: samples,
-        classes=classes,
+        classes=classes or labels,
         targets=names,
         folds=tuple(sorted({fold for row in rows for fold in row.test_folds})),
         metrics={"classification": ("UAR", "WAR"), "regression": ("PCC", "CCC"), "pretraining": ()}[task],
@@ -83,23 +87,23 @@ def _is_number(text: str) -> bool:
 
 
 def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Class names in order; numbers from 0 without gaps, so that they stay what they are."""
-    names = {row.answer[0] for row in rows}
+    """Class names in the order of their first rows; numbers from 0 without gaps, so that they stay what they are."""
+    names = dict.fromkeys(row.answer[0] for row in rows)
     if all(name.isdigit() for name in names):
         return tuple(str(number) for number in range(max(map(int, names)) + 1))
-    return tuple(sorted(names))
+    return tuple(names)
 
 
-def _samples(rows: Sequence[Row], root: Path, task: str, classes: tuple[str, ...]) -> list[Sample]:
+def _samples(rows: Sequence[Row], root: Path, task: str, labels: tuple[str, ...]) -> list[Sample]:
     stems = Counter(_stem(row) for row in rows)
     samples = []
     for row in rows:
         stem = _stem(row)
         place = row.video or row.audio or root
         name = row.sample_id or (stem if stems[stem] == 1 else place.relative_to(_common(place, root)).with_suffix("").as_posix())
-        label = classes.index(row.answer[0]) if task == "classification" else None
+        label = labels.index(row.answer[0]) if task == "classification" else None
         targets = _numbers(row, place) if task == "regression" else None
-        sample = Sample(name, row.video, row.audio, label, targets, row.group or name, row.test_folds)
+        sample = Sample(name, row.video, row.audio, label, targets, row.group or name, row.test_folds, row.task_id)
         samples.append(sample)
     return samples
 

@@ -16,14 +16,15 @@ MANIFEST, FACES = "prepared.csv", "faces.csv"
 
 def write_manifest(folder: Path, corpus: Corpus, prepared: Iterable[tuple[Sample, Files]]) -> Path:
     """The samples that can be used, with the columns that `csv:` corpora read; paths are relative to the folder."""
-    answers = ["label"] if corpus.classes else [f"target_{name}" for name in corpus.targets]
+    answers = ["label", "class"] if corpus.classes else [f"target_{name}" for name in corpus.targets]
     columns = ["sample_id", "video", "audio", *answers, "group", "fold", "task_id"]
     return _write(folder / MANIFEST, columns, (_row(sample, files, corpus, folder) for sample, files in prepared))
 
 
 def _row(sample: Sample, files: Files, corpus: Corpus, folder: Path) -> dict[str, object]:
     media = {name: path.relative_to(folder).as_posix() for name, path in (("video", files.video), ("audio", files.audio)) if path}
-    label = {"label": corpus.classes[sample.label]} if corpus.classes and sample.label is not None else {}
+    named = corpus.classes and sample.label is not None
+    label = {"label": sample.label, "class": corpus.classes[sample.label or 0]} if named else {}
     targets = {f"target_{name}": value for name, value in zip(corpus.targets, sample.targets or (), strict=bool(sample.targets))}
     folds = " ".join(map(str, sample.test_folds))
     row = {"sample_id": sample.sample_id, "group": sample.group, "fold": folds, "task_id": sample.task_id or ""}
