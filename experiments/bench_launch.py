@@ -176,7 +176,7 @@ class Bench:
         finally:
             self._kill_launcher()
         seconds = time.monotonic() - began
-        return {"s": round(seconds), **self._verdict(), **_counted(tally), **self._calls()}
+        return {"s": round(seconds), **verdict(self.folder / "runs"), **_counted(tally), **self._calls()}
 
     def _kill(self, tally: Tally) -> None:
         who = self.random.choice(WHO)
@@ -208,18 +208,6 @@ class Bench:
                 self.console.print(f"{self.told - began:5.0f} s: {done} of {self.runs} runs are done, {kills}", highlight=False)
             time.sleep(0.2)
         return done
-
-    def _verdict(self) -> dict[str, int]:
-        """From the records alone: what is done, lost, done twice, and how many attempts that took."""
-        rows = study_file.read(self.folder / "runs", "many")["runs"]
-        records = [RunRecord(self.folder / "runs" / row["run_id"]) for row in rows]
-        kinds = [[str(event.get("event")) for event in record.events()] for record in records]
-        done = sum(record.result() is not None for record in records)
-        twice = sum(events.count("finished") > 1 or "started" in events[_first(events, "finished") :] for events in kinds)
-        started = sum(events.count("started") for events in kinds)
-        submitted = sum(events.count("submitted") for events in kinds)
-        lost = self.runs - done
-        return {"done": done, "lost": lost, "done twice": twice, "attempts": started, "runs submitted": submitted}
 
     def _start(self, tally: Tally) -> None:
         tally.launches += 1
@@ -276,6 +264,16 @@ def _children_cpu_s() -> float:
     """Processor time of all processes that this one started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def verdict(runs_root: Path) -> dict[str, int]:
+    """From the records alone: what is done, lost, done twice (begun again after its end), and how many attempts that took."""
+    records = [RunRecord(runs_root / row["run_id"]) for row in study_file.read(runs_root, "many")["runs"]]
+    kinds = [[str(event.get("event")) for event in record.events()] for record in records]
+    done = sum(record.result() is not None for record in records)
+    twice = sum(events.count("finished") > 1 or "started" in events[_first(events, "finished") :] for events in kinds)
+    started, submitted = (sum(events.count(kind) for events in kinds) for kind in ("started", "submitted"))
+    return {"done": done, "lost": len(records) - done, "done twice": twice, "attempts": started, "runs submitted": submitted}
 
 
 def _first(events: list[str], kind: str) -> int:

@@ -127,7 +127,8 @@ def _command() -> tuple[str, ...]:
     as_script = Path(sys.argv[0]).name == "launch.py"
     words = [word for word in sys.argv[1:] if not word.startswith("--notify=")]
     if "--notify" in words:
-        del words[words.index("--notify") :][:2]
+        at = words.index("--notify")
+        del words[at : at + 2]
     return ("python", "experiments/launch.py", *words) if as_script else ("hicmae", *words)
 
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RECORDINGS = CHECKOUT.parent / "shared" / "clips"
@@ -57,6 +58,19 @@ def reference() -> Path:
     if not REFERENCE.is_dir():
         pytest.skip("the reference numbers are not beside this checkout")
     return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the generated corpus at its default size, made once for all test processes; only to be read."""
+    from hicmae.data.synthetic import generate
+
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    with FileLock(place / "generated.lock"):
+        generate(place / "generated" / "synthetic")  # makes only what is missing
+    return place / "generated"
 
 
 @pytest.fixture(autouse=True)

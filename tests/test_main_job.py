@@ -42,11 +42,10 @@ def started_from(pretraining: RunRecord) -> dict[str, str]:
     return {"initial.source": "run", "initial.reference": pretraining.id}
 
 
-def test_both_streams_together_beat_the_ceiling_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hicmae.data.synthetic import generate
-
-    monkeypatch.setenv("HICMAE_DATA", str(tmp_path / "data"))
-    generate(tmp_path / "data" / "synthetic", processes=1)
+def test_both_streams_together_beat_the_ceiling_of_one(
+    tmp_path: Path, generated_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HICMAE_DATA", str(generated_data))
     runs = tmp_path / "runs"
 
     pretraining = execute(runs, recipes.pretrain("smoke", "synthetic"))

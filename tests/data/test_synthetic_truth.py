@@ -23,7 +23,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hicmae.data.synthetic import generate
 from hicmae.data.synthetic.clip import Take, pictures, sound
 from hicmae.data.synthetic.script import STEP_S, VOWELS, Tracks, stream
 from hicmae.data.synthetic.voices import draw_voice, speak
@@ -155,8 +154,8 @@ def test_the_mouth_moves_with_the_sound_of_its_own_clip() -> None:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate(tmp_path_factory.mktemp("default"))
+def corpus(generated_data: Path) -> Path:
+    return generated_data / "synthetic"
 
 
 @pytest.fixture(scope="module")

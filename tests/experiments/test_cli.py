@@ -113,6 +113,13 @@ def test_a_dry_run_plans_without_data_and_says_what_is_missing(place: Path) -> N
     assert not (place / "runs").exists()
 
 
+def test_the_generated_corpus_is_not_made_before_somebody_agreed(place: Path) -> None:
+    ended = call(place, *LAUNCH, "ablation_fusion", "--smoke")
+    assert ended.returncode == 2
+    assert "add --yes" in ended.stderr
+    assert sorted(path.name for path in place.rglob("*")) == ["home"]
+
+
 def test_a_launch_without_data_refuses_with_where_to_put_them(place: Path) -> None:
     ended = call(place, *LAUNCH, "ablation_hierarchical", "--yes")
     assert ended.returncode == 2

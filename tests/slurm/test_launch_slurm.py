@@ -142,9 +142,10 @@ def test_a_full_disk_fails_a_run_in_one_line_and_a_retry_ends_it(tmp_path: Path)
     assert "nothing to retry" in place.hicmae("retry", "tiny", "--reason", "once more")
 
 
-def test_the_smoke_ablation_goes_through_slurm_from_end_to_end(tmp_path: Path) -> None:
+def test_the_smoke_ablation_goes_through_slurm_from_end_to_end(tmp_path: Path, generated_data: Path) -> None:
     """The very command of the README; the launcher is gone when the runs begin, and a command of the user's is told the end."""
     place = Place(tmp_path)
+    (tmp_path / "data").symlink_to(generated_data)
     (tmp_path / "tell me.py").write_text(RECEIVER)
     receiver = f"{sys.executable} '{tmp_path / 'tell me.py'}'"
     options = ("--profile", "testbed", "--max-parallel", "2", "--yes", "--notify", receiver)
