@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 5000
 PYTEST_ARGS ?=
-# One more than there are cores: many tests wait for servers and processes of their own.
-TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
+# Two more than there are cores: many tests wait for servers and processes of their own.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))')
 
 # uv takes the system's certificates, so that a laboratory's own registry mirror works as it does for other programs.
 export UV_NATIVE_TLS ?= 1

@@ -36,8 +36,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.get_closest_marker("slow") is None))
+    """Long ones first, lest a process is left alone with them at the end: groups (SLURM before others), then slow ones."""
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, bool, bool]:
+    group = item.get_closest_marker("xdist_group")
+    return group is None, group is not None and "slurm" not in group.args[0], item.get_closest_marker("slow") is None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

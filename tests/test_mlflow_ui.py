@@ -26,7 +26,11 @@ from study_records import CorpusOnDisk, StudyOnDisk, factorial_variants
 
 from hicmae.tracking import study_pages
 
-pytestmark = [pytest.mark.slow, pytest.mark.system("chromium", "chromedriver")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.system("chromium", "chromedriver"),
+    pytest.mark.xdist_group("ui"),
+]  # its fixtures are made once
 NAME = "ablation_hierarchical_smoke"
 PATIENCE_S = 90
 CHROMIUM = [

@@ -65,6 +65,8 @@ FINETUNE = FinetuneConfig(
     evaluation=EvaluationConfig(selection="validation", validation_fraction=0.3, oracle=True),
 )
 
+pytestmark = pytest.mark.xdist_group("run")  # its fixtures are made once
+
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

@@ -29,6 +29,8 @@ from reports.provenance import mlflow_links
 from reports.query import load_study
 from reports.summaries import summaries
 
+pytestmark = pytest.mark.xdist_group("tracking")  # its fixtures are made once
+
 NAME = "study_smoke"
 MODEL_FILES = ("config.json", "model.json", "final.safetensors")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -32,6 +32,8 @@ from hicmae.data.synthetic.clip import Take, pictures, sound
 from hicmae.data.synthetic.write import write_media
 from hicmae.errors import HicmaeError, UsageError
 
+pytestmark = pytest.mark.xdist_group("prepare")  # its fixtures are made once
+
 SETTINGS = Settings(size_px=64)
 SIDE, PLACES = 160, 8
 NOISE = np.random.default_rng(0).integers(0, 256, (25, SIDE, SIDE, 3), dtype=np.uint8)

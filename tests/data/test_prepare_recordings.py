@@ -16,7 +16,7 @@ from hicmae.data.prepare.pipeline import Summary, prepare
 from hicmae.data.prepare.track import Look, follow, smooth
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "shared" / "clips"
-pytestmark = [pytest.mark.recordings, pytest.mark.slow]
+pytestmark = [pytest.mark.recordings, pytest.mark.slow, pytest.mark.xdist_group("recordings")]  # its fixtures are made once
 SIZE_PX = 160
 
 

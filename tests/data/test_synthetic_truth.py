@@ -39,6 +39,8 @@ takes = st.builds(
     size_px=st.sampled_from([64, 80]),
 )
 
+pytestmark = pytest.mark.xdist_group("truth")  # its fixtures are made once
+
 
 @settings(max_examples=15, deadline=None)
 @given(takes)

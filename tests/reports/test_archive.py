@@ -27,6 +27,8 @@ from hicmae.record import RunRecord, write_json
 from reports import archive
 from reports.build import build_report
 
+pytestmark = pytest.mark.xdist_group("archive")  # its fixtures are made once
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "a_study_smoke"
 VARIANTS = [

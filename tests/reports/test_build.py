@@ -23,6 +23,8 @@ from reports.freshness import is_current
 from reports.run_figures import draw_scaling, scaling
 from reports.tables import EXTRAS, cell_key
 
+pytestmark = pytest.mark.xdist_group("build")  # its fixtures are made once
+
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tables"
 NAME = "ablation_hierarchical_smoke"
 NINE = {

@@ -15,7 +15,7 @@ from slurm.testbed.cluster import Cluster
 pytestmark = [
     pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
+    pytest.mark.xdist_group("slurm launches"),
 ]
 
 

@@ -18,7 +18,7 @@ from hicmae.record import RunRecord
 pytestmark = [
     pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
+    pytest.mark.xdist_group("slurm launches"),  # beside the other group, on a SLURM of its own
     pytest.mark.usefixtures("cluster"),
 ]
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from slurm import arrays
 pytestmark = [
     pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
+    pytest.mark.xdist_group("slurm launches"),
     pytest.mark.usefixtures("cluster"),
 ]
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -24,6 +24,8 @@ from hicmae.errors import DivergedError
 from hicmae.train import objective, optim
 from hicmae.train.engine import LossScale
 
+pytestmark = pytest.mark.xdist_group("engine")  # its fixtures are made once
+
 STAGES = (0, 1, 2, 3)
 BASE = Case("base", clip=1.0, ema=0.9)
 CASES = [
