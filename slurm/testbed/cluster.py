@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import tenacity
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hicmae.errors import HicmaeError, UsageError
@@ -131,8 +132,7 @@ class Cluster:
 
     def _start_database(self) -> None:
         data = self.state / "mysql"
-        self._run(["mariadb-install-db", f"--datadir={data}", "--user=root", "--auth-root-authentication-method=normal",
-                   "--skip-test-db"])  # fmt: skip
+        self._make_database(data)
         port = _setting(self.state / "slurmdbd.conf", "StoragePort")
         log = (self.state / "log" / "mariadbd.log").open("w")
         options = [f"--datadir={data}", f"--socket={data}/socket", "--bind-address=127.0.0.1", f"--port={port}"]
@@ -144,6 +144,14 @@ class Cluster:
         self._run(["mariadb", "--no-defaults", "--user=root", f"--socket={data}/socket", "--execute",
                    "create user slurm@'127.0.0.1'; grant all on *.* to slurm@'127.0.0.1'; create user slurm@localhost; "
                    "grant all on *.* to slurm@localhost"])  # fmt: skip
+
+    @tenacity.retry(stop=tenacity.stop_after_attempt(3), retry=tenacity.retry_if_exception_type(HicmaeError), reraise=True)
+    def _make_database(self, data: Path) -> None:
+        """Lay out an empty database; MariaDB's own set-up was seen to crash now and then on a busy machine."""
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir()
+        self._run(["mariadb-install-db", f"--datadir={data}", "--user=root", "--auth-root-authentication-method=normal",
+                   "--skip-test-db"])  # fmt: skip
 
     def _start_slurm(self) -> None:
         self._run(["slurmdbd"])
