@@ -23,7 +23,7 @@ import torch
 
 from experiments.bench_steps import ATTENTIONS, Case, changes_for, step_of
 from hicmae import presets
-from hicmae.errors import UsageError, raise_unknown
+from hicmae.errors import HicmaeError, UsageError, raise_unknown
 from hicmae.model.summary import summarise
 
 STAGES = ("pretrain", "finetune")
@@ -40,6 +40,8 @@ PEAK_TFLOPS = {
     "T4": 65.0,
 }
 _WARM_UP = 2
+# Out of memory, a kernel that this device does not have; a compiler that is not installed.
+_CANNOT_RUN = (RuntimeError, HicmaeError)
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def measure_case(case: Case, device: torch.device, steps: int) -> dict[str, Any]
             step()
         _reset_peak(device)
         seconds = [_timed(step, device) for _ in range(steps)]
-    except RuntimeError as error:  # out of memory, or a kernel that this device does not have
-        return {**asdict(case), "error": str(error).strip().split("\n")[0][:200]}
+    except _CANNOT_RUN as error:
+        return {**asdict(case), "error": _first_line(error)}
     median_s = statistics.median(seconds)
     flops = next(s.step_flops for s in summarise(case.size) if s.stage == case.stage) * case.batch
     peak = _peak_tflops(device) if case.precision != "fp32" else None
@@ -148,10 +150,14 @@ def measure_change(case: Case, change: str, device: torch.device, steps: int) ->
         for step in both * _WARM_UP:
             step()
         turns = [[_timed(step, device) for step in both] for _ in range(steps)]
-    except RuntimeError as error:
-        return {**row, "error": str(error).strip().split("\n")[0][:200]}
+    except _CANNOT_RUN as error:
+        return {**row, "error": _first_line(error)}
     own, changed = (statistics.median(column) for column in zip(*turns, strict=True))
     return {**row, "step_s": own, "changed_step_s": changed, "times_as_long": changed / own}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

@@ -32,7 +32,7 @@ ATTENTIONS = {
 PLAIN_ATTENTION, ALL_PATCHES, PLAIN_ADAMW = "plain attention", "embedding all patches", "AdamW not fused"
 CHECKPOINTING, TWO_HALVES, ZERO = "activation checkpointing", "two accumulated halves", "DeepSpeed, ZeRO "
 CHANGES = (PLAIN_ATTENTION, ALL_PATCHES, PLAIN_ADAMW, CHECKPOINTING, TWO_HALVES, *(f"{ZERO}{stage}" for stage in range(4)))
-_SMALLEST_HALVES = 4  # contrast needs two clips
+_SMALLEST_HALVES = {"pretrain": 4, "finetune": 2}  # contrast needs two clips
 Step = Callable[[], None]
 Batch = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ class Case:
 def changes_for(case: Case) -> list[str]:
     """The changes that mean something for a case."""
     left_out = set() if case.stage == "pretrain" else {ALL_PATCHES}
-    if case.batch < _SMALLEST_HALVES or case.batch % 2:
+    if case.batch < _SMALLEST_HALVES[case.stage] or case.batch % 2:
         left_out.add(TWO_HALVES)
     return [name for name in CHANGES if name not in left_out]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -27,12 +29,14 @@ from experiments.cli_synthetic import generate_command
 from hicmae.errors import HicmaeError, UsageError, raise_unknown
 
 if TYPE_CHECKING:
+    from hicmae.data.clips import Probe
     from hicmae.data.corpora import Corpus, Sample
-    from hicmae.data.manifest import Problem
+    from hicmae.data.manifest import Problem, Streams
 
 CORPUS = Annotated[str, typer.Argument(help="A name that `hicmae data list` shows, or list:PATH, folder:PATH, csv:PATH.")]
 JSON = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 LISTED = 10  # problems in the table; the CSV has all
+RATES = 4  # in a row of the table
 FORMATS = ("list", "csv")
 MODALITIES = ("AV", "A", "V")
 
@@ -96,16 +100,20 @@ def check_command(
 ) -> None:
     """Every file opens, labels and folds are as published; exit 1 when something is wrong.
 
-    Streams that a corpus as distributed does not have for a clip are counted and are no problem.
+    Streams that a corpus as distributed does not have for a clip are counted and are no problem. Neither are counts other than
+    the published ones, which are named, and files of the same content, of which it warns.
     """
-    from hicmae.data import corpora, location
+    from hicmae.data import corpora, location, manifest
 
     if modality not in MODALITIES:
         raise_unknown("modality", modality, MODALITIES)
     found = corpora.get(corpus)
     samples = found.samples(location.corpus_root(corpus))
-    problems = [*_check_files(samples, frames, modality), *_check_groups(found, samples)]
-    facts = _facts(found, samples)
+    streams = manifest.Streams()
+    problems = [*_check_files(samples, frames, modality, streams), *_check_groups(found, samples)]
+    broken = {problem.path for problem in problems}
+    same = manifest.duplicates(path for path in manifest.media_paths(samples) if str(path) not in broken)
+    facts = {**_facts(found, samples), **_stream_facts(streams), "same_content": [list(map(str, paths)) for paths in same]}
     if as_json:
         typer.echo(json.dumps({"corpus": corpus, "facts": facts, "problems": [vars(item) for item in problems]}, indent=1))
     else:
@@ -116,21 +124,23 @@ def check_command(
         raise HicmaeError(f"{corpus}: {len(problems)} problems, all in {place}")
 
 
-def _check_files(samples: Sequence[Sample], frames: bool, modality: str) -> Iterator[Problem]:
+def _check_files(samples: Sequence[Sample], frames: bool, modality: str, streams: Streams) -> Iterator[Problem]:
     from concurrent.futures import ThreadPoolExecutor
 
     from hicmae.data.clipstore import cores
     from hicmae.data.manifest import problem_of
 
-    def problem(sample: Sample) -> Problem | None:
+    def look(sample: Sample) -> tuple[Problem | None, dict[Path, Probe]]:
         there = ("A" if sample.audio else "") + ("V" if sample.video else "")
-        return problem_of(sample, "".join(stream for stream in there if stream in modality), frames)
+        seen: dict[Path, Probe] = {}
+        return problem_of(sample, "".join(stream for stream in there if stream in modality), frames, seen), seen
 
     with _progress("opening clips") as advance, ThreadPoolExecutor(cores()) as pool:
-        for done, found in enumerate(pool.map(problem, samples), start=1):
+        for done, (sample, (problem, seen)) in enumerate(zip(samples, pool.map(look, samples), strict=True), start=1):
             advance(done, len(samples))
-            if found:
-                yield found
+            streams.add(sample, seen)
+            if problem:
+                yield problem
 
 
 def _check_groups(corpus: Corpus, samples: Sequence[Sample]) -> Iterator[Problem]:
@@ -164,6 +174,17 @@ def _facts(corpus: Corpus, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def _stream_facts(streams: Streams) -> dict[str, Any]:
+    """Least, median and greatest duration; how many clips have which rate, most frequent first."""
+    durations = {"video_s": streams.video_s, "sound_s": streams.sound_s}
+    spans = {name: [min(s), statistics.median(s), max(s)] for name, s in durations.items() if s}
+    return {
+        **spans,
+        "frame_rates": {f"{rate:g}": count for rate, count in streams.fps.most_common()},
+        "sample_rates": {str(rate): count for rate, count in streams.sample_rate_hz.most_common()},
+    }
+
+
 def _show_check(corpus: Corpus, facts: dict[str, Any], problems: Sequence[Problem]) -> None:
     table = Table("", "here", "published", title=corpus.title, box=box.SIMPLE_HEAD)
     table.add_row("clips", str(facts["samples"]), _published(facts["published_samples"]))
@@ -171,16 +192,43 @@ def _show_check(corpus: Corpus, facts: dict[str, Any], problems: Sequence[Proble
     for stream in ("video", "sound"):
         if facts[f"without_{stream}"]:
             table.add_row(f"clips without {stream}", str(facts[f"without_{stream}"]), "")
+    for stream in ("video", "sound"):
+        if span := facts.get(f"{stream}_s"):
+            table.add_row(f"{stream}, s (least, median, greatest)", ", ".join(f"{seconds:.2f}" for seconds in span), "")
+    if rates := facts["frame_rates"]:
+        table.add_row("frames per second (clips)", _rates(rates), f"{corpus.fps:g}" if corpus.fps else "")
+    if rates := facts["sample_rates"]:
+        table.add_row("sample rates, Hz (clips)", _rates(rates), "")
     for name, count in facts["classes"].items():
         table.add_row(f"class {name}", str(count), "")
     for fold, count in facts["test_clips"].items():
         table.add_row(f"test part of fold {fold}", str(count), "")
+    if same := facts["same_content"]:
+        table.add_row("[yellow]warning: files of the same content[/]", str(sum(map(len, same))), "")
     console = Console()
     console.print(table)
+    for line in _differences(corpus, facts):
+        console.print(line, soft_wrap=True, highlight=False)
+    for paths in same[:LISTED]:
+        console.print(f"[yellow]warning, the same content[/]: {escape(', '.join(paths))}", soft_wrap=True, highlight=False)
     for problem in problems[:LISTED]:
         console.print(f"[red]{problem.path}[/]: {problem.reason}", soft_wrap=True, highlight=False)
     if not problems:
         console.print(f"{facts['samples']} clips, no problem found", highlight=False)
+
+
+def _differences(corpus: Corpus, facts: dict[str, Any]) -> Iterator[str]:
+    """Counts that are not the published ones. A part of a corpus is not wrong, so this only informs."""
+    for name, word in (("samples", "clip"), ("groups", corpus.group_word)):
+        here, published = facts[name], facts[f"published_{name}"]
+        if published is not None and here != published:
+            more = f"{abs(here - published)} {'more' if here > published else 'fewer'}"
+            yield f"for information: {here} {word}s are here, {published} are published ({more}); training uses what is here"
+
+
+def _rates(counts: dict[str, int]) -> str:
+    shown = [f"{rate} ({count})" for rate, count in counts.items()]
+    return ", ".join([*shown[:RATES], "..."] if len(shown) > RATES else shown)
 
 
 def _published(count: int | None) -> str:

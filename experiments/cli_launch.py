@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ import typer
 from rich.console import Console
 
 from experiments import experiment, launch, render
+from experiments import notify as notifying
 from experiments.cli_report import after_launch
 from experiments.search import definition
 from experiments.search.worker import Request as SearchRequest
@@ -79,7 +82,7 @@ def launch_command(
     console = Console()
     if list_studies:
         return _list(console, as_json)
-    _check(name, cluster)
+    _check(name, cluster, max_parallel)
     request = launch.Request(
         name=name,
         runs_root=runs or runs_root(),
@@ -99,8 +102,7 @@ def launch_command(
         command=_command(),
     )
     if definition.is_search(name) and not use_best:
-        if deterministic:
-            raise UsageError("--deterministic is for studies; the trials of a search are compared, not repeated bit by bit")
+        _check_search(request, dry_run, as_json)
         raise typer.Exit(_search(request, console, cluster, dry_run))
     study = launch.requested(request, _best(request) if use_best else None)
     if dry_run or as_json:
@@ -111,8 +113,8 @@ def launch_command(
     raise typer.Exit(exit_code)
 
 
-def _check(name: str, cluster: str) -> None:
-    """Refuse a name that nothing answers to; files are looked at later."""
+def _check(name: str, cluster: str, max_parallel: int | None) -> None:
+    """Refuse a name that nothing answers to, and a cap that lets nothing run; files are looked at later."""
     known = (*experiment.names(), *definition.names())
     if not name:
         raise UsageError(f"launch needs an experiment: {', '.join(known)}, or a Python file with study()")
@@ -120,6 +122,8 @@ def _check(name: str, cluster: str) -> None:
         raise_unknown("experiment", name, known)
     if cluster not in CLUSTERS:
         raise_unknown("cluster", cluster, CLUSTERS)
+    if max_parallel is not None and max_parallel < 1:
+        raise UsageError(f"--max-parallel {max_parallel}: must be at least 1")
 
 
 def _command() -> tuple[str, ...]:
@@ -130,6 +134,24 @@ def _command() -> tuple[str, ...]:
         at = words.index("--notify")
         del words[at : at + 2]
     return ("python", "experiments/launch.py", *words) if as_script else ("hicmae", *words)
+
+
+def _check_search(request: launch.Request, dry_run: bool, as_json: bool) -> None:
+    """Refuse the options of a launch that a search has no use for."""
+    status = f"hicmae search status {request.name} --json"
+    useless = {
+        "--deterministic": (request.deterministic, "the trials of a search are compared, not repeated bit by bit"),
+        "--corpus": (request.corpora, "a search declares its corpus, in its file"),
+        "--seed": (request.seeds, "a trial's seeds number its inner splits; add --use-best to run what was chosen with it"),
+        "--size": (request.size, "a search declares its size, in its file; --smoke is the small one"),
+        "--gpus-per-run": (request.gpus_per_run != 1, "a search's worker takes the GPUs that it sees"),
+        "--json": (as_json, f"see --dry-run for the plan and `{status}` for the trials"),
+    }
+    for option, (given, why) in useless.items():
+        if given:
+            raise UsageError(f"{option} is for studies: {why}")
+    if request.notify and request.cluster == "slurm" and not (request.wait or dry_run):
+        raise UsageError("--notify (or HICMAE_NOTIFY) needs --wait here: nobody is there to tell when a search on slurm ends")
 
 
 def _search(request: launch.Request, console: Console, cluster: str, dry_run: bool) -> int:
@@ -144,10 +166,25 @@ def _search(request: launch.Request, console: Console, cluster: str, dry_run: bo
         dry_run=dry_run,
         command=request.command,
     )
-    exit_code = search_launch.launch(_search_request(request), how, console)
+    wanted = replace(_search_request(request), folds=_folds(request.only))
+    exit_code = search_launch.launch(wanted, how, console)
     if not dry_run and (cluster == "local" or request.wait):
-        after_launch(request.runs_root, search_launch.studies(_search_request(request)), exit_code)
+        after_launch(request.runs_root, search_launch.studies(wanted), exit_code)
+        if request.notify:
+            notifying.notify(request.notify, request.name, exit_code, search_launch.counts(wanted), "trials")
     return exit_code
+
+
+def _folds(filters: Sequence[str]) -> tuple[int, ...]:
+    """The outer folds that --only names. Raises UsageError for other filters."""
+    found: list[int] = []
+    for text in filters:
+        key, _, values = text.partition("=")
+        numbers = values.split(",")
+        if key != "fold" or not all(number.isascii() and number.isdigit() for number in numbers):
+            raise UsageError(f"{text!r}: of a search, --only takes outer folds: fold=1 or fold=1,2")
+        found += map(int, numbers)
+    return tuple(dict.fromkeys(found))
 
 
 def _best(request: launch.Request) -> experiment.Experiment:
@@ -155,6 +192,9 @@ def _best(request: launch.Request) -> experiment.Experiment:
 
     if not definition.is_search(request.name):
         raise UsageError(f"--use-best is for searches ({', '.join(definition.names())}); {request.name} is none")
+    for option, given in (("--corpus", request.corpora), ("--size", request.size)):
+        if given:
+            raise UsageError(f"{option} does not go with --use-best: what was chosen was chosen for the search's own")
     return search_launch.best_of(_search_request(request))
 
 

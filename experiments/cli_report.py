@@ -163,7 +163,8 @@ def _synchronised(name: list[str] | None, uri: str | None, root: Path, quiet: bo
     if quiet and not found.sent_runs:
         return ""
     counts = f"{found.sent_runs} runs sent, {found.unchanged_runs} unchanged, {found.points} points"
-    return f"mlflow: {found.studies} studies, {counts}; {uri or default_uri(root)}"
+    studies = "1 study" if found.studies == 1 else f"{found.studies} studies"
+    return f"mlflow: {studies}, {counts}; {uri or default_uri(root)}"
 
 
 def ui(

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from experiments import records, render, retrying, study_file
 from hicmae.config import differences
-from hicmae.errors import UsageError
+from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord, runs_root
 from slurm import scheduler
 from slurm.local import local_process
@@ -52,7 +53,7 @@ def status(
     """Show how far runs are: counts by state for every study, every run of one."""
     root, console = runs or runs_root(), Console()
     if as_json:
-        typer.echo(json.dumps([_study_json(root, study) for study in _studies(root, name)], indent=1))
+        typer.echo(json.dumps(_studies_json(root, _studies(root, name)), indent=1))
         return
     if not watch:
         console.print(_status(root, name))
@@ -88,7 +89,10 @@ def cancel(
     """Stop runs and take them off the list; a later launch starts them again from their last checkpoint."""
     root = runs or runs_root()
     found = records.find_many(root, target)
-    states = read_states(root, [record.id for record in found])
+    try:
+        states = read_states(root, [record.id for record in found], must_answer=True)
+    except scheduler.SilentSchedulerError as silent:
+        raise HicmaeError(f"nothing was cancelled, for the scheduler does not answer: {silent}") from None
     scheduler.cancel([state.job for state in states.values() if state.is_active and state.job])
     stopped = [record for record in found if _cancel(record)]
     for record in stopped:
@@ -163,8 +167,12 @@ def _studies(root: Path, name: str) -> list[dict[str, Any]]:
     return [study_file.read(root, each) for each in names]
 
 
-def _study_json(root: Path, study: dict[str, Any]) -> dict[str, Any]:
-    states = read_states(root, [row["run_id"] for row in study["runs"]])
+def _studies_json(root: Path, studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    states = _states(root, studies)
+    return [_study_json(study, states) for study in studies]
+
+
+def _study_json(study: dict[str, Any], states: Mapping[str, RunState]) -> dict[str, Any]:
     rows = [{**row, **_state_json(states[row["run_id"]])} for row in study["runs"]]
     return {"experiment": study["experiment"], "counts": dict(Counter(row["state"] for row in rows)), "runs": rows}
 
@@ -183,7 +191,8 @@ def _status(root: Path, name: str) -> RenderableType:
 
 
 def _overview(root: Path, studies: list[dict[str, Any]]) -> Table:
-    counted = {study["experiment"]: Counter(s.state for s in _states(root, study)) for study in studies}
+    states = _states(root, studies)
+    counted = {study["experiment"]: Counter(states[row["run_id"]].state for row in study["runs"]) for study in studies}
     shown = [state for state in render.STATE_ORDER if any(counter[state] for counter in counted.values())]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("study", no_wrap=True)
@@ -194,21 +203,22 @@ def _overview(root: Path, studies: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _states(root: Path, study: dict[str, Any]) -> list[RunState]:
-    return list(read_states(root, [row["run_id"] for row in study["runs"]]).values())
+def _states(root: Path, studies: list[dict[str, Any]]) -> dict[str, RunState]:
+    """The states of the runs of all studies, with one question to the scheduler."""
+    return read_states(root, dict.fromkeys(row["run_id"] for study in studies for row in study["runs"]))
 
 
 def _run_table(root: Path, study: dict[str, Any]) -> RenderableType:
     """Every run of a study; columns that would say the same or nothing in every row are left out."""
-    states = _states(root, study)
-    rows = [_run_row(root, row, state) for row, state in zip(study["runs"], states, strict=True)]
+    states = _states(root, [study])
+    rows = [_run_row(root, row, states[row["run_id"]]) for row in study["runs"]]
     shown = [name for name in rows[0] if name not in OPTIONAL or len({str(row[name]) for row in rows}) > 1]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in shown:
         table.add_column(column, no_wrap=column not in ("variant", "reason"), justify="right" if column == "fold" else "left")
     for row in rows:
         table.add_row(*(row[name] for name in shown))
-    counter = Counter(state.state for state in states)
+    counter = Counter(state.state for state in states.values())
     told = ", ".join(f"{counter[state]} {state}" for state in render.STATE_ORDER if counter[state])
     return Group(Text(f"{study['experiment']}: {study['title']}", style="bold"), table, Text(told, style="dim"))
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from experiments import execution, notify
 from experiments.experiment import Run
 from experiments.render import STATE_ORDER
-from hicmae.errors import HicmaeError
+from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord
 from slurm import profiles
 from slurm.scheduler import SilentSchedulerError
@@ -35,9 +35,14 @@ AGAIN = ("interrupted", "planned", "new")
 
 
 def target(profile: str, max_parallel: int | None, label: str) -> Target:
-    """Where to submit; the code is set once it is known. Raises UsageError for an unknown profile and where there is no SLURM."""
+    """Where to submit; the code is set once it is known.
+
+    Raises UsageError for an unknown profile, a cap below 1 and where there is no SLURM.
+    """
     from slurm import dispatch
 
+    if max_parallel is not None and max_parallel < 1:
+        raise UsageError(f"--max-parallel {max_parallel}: must be at least 1")
     found = profiles.find(profile)
     dispatch.check_here()
     return dispatch.Target(found, Path(), label, execution.absolute_folders(), max_parallel, profile)

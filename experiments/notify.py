@@ -18,8 +18,11 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 from hicmae.errors import HicmaeError
 from slurm import arrays
@@ -28,19 +31,22 @@ from slurm.state import read_states
 TIMEOUT_S = 30
 
 
-def notify(receiver: str, study: str, exit_code: int, counts: dict[str, int]) -> None:
-    """Send the facts of a launch. Raises HicmaeError, which names the receiver, when they do not get through."""
+def notify(receiver: str, study: str, exit_code: int, counts: dict[str, int], what: str = "runs") -> None:
+    """Send the facts of a launch, with how many runs (or trials) ended how.
+
+    Raises HicmaeError, without what may be secret, when they do not get through.
+    """
     outcome = {0: "finished", 130: "stopped"}.get(exit_code, "failed")
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
-    facts = {"study": study, "outcome": outcome, "runs": counts, "text": f"{study} {outcome}: {told}"}
+    facts = {"study": study, "outcome": outcome, what: counts, "text": f"{study} {outcome}: {told}"}
     try:
-        if receiver.startswith(("http://", "https://")):
+        if _is_url(receiver):
             _post(receiver, facts)
         else:
             command = [*shlex.split(receiver), str(facts["text"])]
             subprocess.run(command, input=json.dumps(facts), text=True, check=True, timeout=TIMEOUT_S)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise HicmaeError(f"--notify {receiver.split('?')[0]}: {error}; the launch itself {outcome}") from None
+    except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
+        raise HicmaeError(f"--notify {_name(receiver)}: {_reason(error)}; the launch itself {outcome}") from None
 
 
 def tell(receiver: str, study: str, runs_root: Path, run_ids: Sequence[str]) -> None:
@@ -50,17 +56,51 @@ def tell(receiver: str, study: str, runs_root: Path, run_ids: Sequence[str]) -> 
 
 
 def main(folder: Path) -> int:
-    """The task of the job that tells; the receiver, which may be a secret, is forgotten once it was told."""
+    """The task of the job that tells; the receiver, which may be a secret, is forgotten then, told or not."""
     runs_root = folder.parent.parent
     array = arrays.read(runs_root, folder.name)
+    if not array.resources["arguments"]:
+        print("told already, or tried to")
+        return 0
     receiver, study, *run_ids = array.resources["arguments"]
     try:
         tell(receiver, study, runs_root, run_ids)
     except HicmaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    arrays.forget_arguments(array)
+    finally:
+        arrays.forget_arguments(array)
     return 0
+
+
+def _name(receiver: str) -> str:
+    """A receiver for a log: the scheme and host of a web hook, the name of a program; the rest may be a secret."""
+    try:
+        if _is_url(receiver):
+            address = urlsplit(receiver)
+            return f"{address.scheme}://{address.hostname}{f':{address.port}' if address.port else ''}"
+        return Path(shlex.split(receiver)[0]).name
+    except (ValueError, IndexError):
+        return "(unreadable)"
+
+
+def _reason(error: Exception) -> str:
+    """Why the receiver was not reached; the errors' own texts may hold the whole address or command."""
+    if isinstance(error, HTTPError):
+        return f"HTTP error {error.code}"
+    if isinstance(error, URLError):
+        return str(error.reason)
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"exit code {error.returncode}"
+    if isinstance(error, (subprocess.TimeoutExpired, TimeoutError)):
+        return f"no answer in {TIMEOUT_S} s"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "not a command line or an address that can be read"
+
+
+def _is_url(receiver: str) -> bool:
+    return receiver.startswith(("http://", "https://"))
 
 
 def _post(url: str, facts: dict[str, Any]) -> None:

@@ -239,7 +239,7 @@ class EvaluationConfig(Checked):
     oracle: bool = False  # report the best epoch on test too, named oracle; evaluates test every epoch
     segments: int = limited(2, 1)
     crops: str = choice("release", "release", "three")  # the release's crops coincide
-    random_gain: bool = False  # the release scales the sound at test time by 0.5-1.5
+    random_gain: bool = True  # as in the release, by 0.5-1.5, drawn for (seed, sample, view); False leaves test sound alone
 
     def rules(self) -> None:
         if self.selection == "inner" and self.oracle:

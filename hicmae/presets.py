@@ -35,11 +35,6 @@ DECODERS: dict[str, DecoderConfig] = {
 }
 
 
-def size_of(encoder: EncoderConfig) -> str:
-    """The size's name for an encoder with a preset's width; its width otherwise."""
-    return next((name for name, known in ENCODERS.items() if known.dim == encoder.dim), f"dim {encoder.dim}")
-
-
 def check_size(size: str) -> str:
     """Raise UsageError, naming the sizes, unless `size` is one."""
     return size if size in ENCODERS else raise_unknown("size", size, ENCODERS)

@@ -23,6 +23,11 @@ class CorpusWords:
     metrics: tuple[str, ...] = ()
     group_word: str = "group"
 
+    @property
+    def drawn(self) -> str:
+        """What a bootstrap draws: `whole actors`, or `single clips` where clips are in no groups."""
+        return f"{'single' if self.group_word == 'clip' else 'whole'} {self.group_word}s"
+
 
 def read_described(runs_root: Path) -> None:
     """Let the descriptions that came with an archive stand for those of this machine, which may lack a list of files."""

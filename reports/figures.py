@@ -111,7 +111,8 @@ def _of_corpus(analysis: Analysis, corpus: CorpusAnalysis, runs_root: Path, fold
         pictures.append(_saved(folder / f"curves-{stem}", text, lambda: _learning(curves, f"{part.title()} {metric}")))
     for series in scaling(analysis.study, corpus):
         name = re.sub(r"[^A-Za-z0-9]+", "_", series.quantity.lower()).strip("_")
-        text = f"{title}: {metric} against {series.quantity.lower()}, with 95 % intervals (bootstrap of whole groups)."
+        drawn = words(corpus.corpus).drawn
+        text = f"{title}: {metric} against {series.quantity.lower()}, with 95 % intervals (bootstrap of {drawn})."
         pictures.append(_saved(folder / f"scaling-{stem}-{name}", text, lambda s=series: draw_scaling(corpus, s)))  # type: ignore[misc]
     best = _best_classifier(corpus)
     if best:

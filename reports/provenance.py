@@ -12,6 +12,7 @@ from reports.analysis import Analysis, CorpusAnalysis
 from reports.cells import Cell
 from reports.query import StudyRun
 from reports.render import without_nan
+from reports.skipped import skipped_clips, skipped_of
 from reports.tables import cell_key
 
 Links = Mapping[str, Mapping[str, str]]
@@ -49,6 +50,7 @@ def _cell(analysis: Analysis, corpus: CorpusAnalysis, cell: Cell, pages: Mapping
         "pooled": cell.pooled,
         "folds": {metric: {str(fold): value for fold, value in folds.items()} for metric, folds in cell.folds.items()},
         "test_samples": cell.samples,
+        "skipped_clips": skipped_clips([*cell.used, *earlier]),
         "gpu_hours": cell.total("gpu_hours"),
         "cpu_hours": cell.total("cpu_hours"),
         "data_fingerprints": sorted({run.fingerprint for run in cell.used}),
@@ -69,6 +71,7 @@ def _run(run: StudyRun, pages: Mapping[str, str]) -> dict[str, Any]:
         "config_sha256": _digest(run.config) if run.config else None,
         "commit": _commit(run),
         "data_fingerprint": run.fingerprint,
+        "skipped_clips": len(skipped_of(run)),
         "gpu_hours": run.result.get("gpu_hours"),
         "cpu_hours": run.result.get("cpu_hours"),
         "mlflow": pages.get(run.run_id),

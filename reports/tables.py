@@ -16,9 +16,10 @@ import numpy as np
 
 from hicmae.errors import raise_unknown
 from hicmae.metrics import HIGHER_IS_BETTER
-from reports import stats, trials
+from reports import skipped, stats, trials
 from reports.analysis import ROPE_POINTS, Analysis, CorpusAnalysis, paper_differences
 from reports.cells import Cell
+from reports.corpora import words
 from reports.paper import STATUS_MARKS, STATUS_WORDS
 from reports.query import Study, selection_rule
 
@@ -32,10 +33,11 @@ EPOCHS = {
     "validation": "epoch chosen on a validation part",
     "inner": "last epoch",
 }
+_OF_PAPER = ("paper", "paper_difference", "equivalence")
 CAPTIONS = {
     "spread": "Over folds: mean and standard deviation.",
-    "interval": "95 % interval: bootstrap of whole groups (actors, sessions, games) on the pooled samples.",
-    "pooled_difference": "Pooled difference: with the interval of a paired bootstrap of whole groups.",
+    "interval": "95 % interval: bootstrap of {units} on the pooled samples.",
+    "pooled_difference": "Pooled difference: with the interval of a paired bootstrap of {units}.",
     "mcnemar": "McNemar: exact test on the pooled test list (first seed), not corrected for the number of rows.",
     "wilcoxon": "Wilcoxon: signed-rank test over folds, exact; with k folds p cannot fall below 2^(1-k), so it is never starred.",
     "equivalence": f"P(as paper): posterior probability that own and published value differ by less than {ROPE_POINTS:g} point.",
@@ -54,7 +56,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Field:
-    """What stands in one place; `text` is shown where there is no value (empty: a dash). `rank` is best or second."""
+    """What stands in one place; `text` is shown where there is no value (empty: a dash). `rank` is best or second.
+
+    `status` says how sure a published value is: exact, two-sources, single or digitised.
+    """
 
     value: Any = None
     text: str = ""
@@ -64,6 +69,7 @@ class Field:
     rank: str = ""
     mark: str = ""
     link: str = ""
+    status: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def _table(analysis: Analysis, group: list[CorpusAnalysis], extras: Sequence[str
     chosen = _usual_extras(analysis, group) if extras is None else list(extras)
     columns = [*_variant_columns(analysis), *(_metric_column(study, metric) for metric in metrics)]
     if metrics:
-        columns += [_EXTRA_COLUMNS[extra](metrics[0]) for extra in chosen]
+        columns += [_EXTRA_COLUMNS[extra](study, metric) for extra in chosen for metric in _metrics_of(extra, group)]
     blocks = tuple(_block(analysis, corpus, [make for _, make in columns]) for corpus in group)
     name = f"{study.name}-{_slug('-'.join(corpus.corpus for corpus in group))}" if several else study.name
     return Table(name, study.title, tuple(column for column, _ in columns), blocks, tuple(_notes(analysis, group, chosen)))
@@ -153,12 +159,19 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:80].strip("_")
 
 
+def _metrics_of(extra: str, group: list[CorpusAnalysis]) -> list[str]:
+    """The metrics that get a column: the headline, but every one with a published value where the paper is compared with."""
+    metrics = group[0].metrics
+    published = {metric for corpus in group for _, metric in corpus.paper} if extra in _OF_PAPER else set()
+    return [metric for metric in metrics if metric in published] or [metrics[0]]
+
+
 def _usual_extras(analysis: Analysis, group: list[CorpusAnalysis]) -> list[str]:
     chosen = ["spread", "folds"]
     chosen += ["seeds"] if any(corpus.seeds > 1 for corpus in group) else []
     chosen += ["baseline"] if any(corpus.comparisons for corpus in group) else []
     chosen += ["paper", "paper_difference"] if any(corpus.paper for corpus in group) else []
-    rules = {_rule(cell) for corpus in group for cell in corpus.cells if cell.used}
+    rules = {_rule(analysis.study, cell) for corpus in group for cell in corpus.cells if cell.used}
     return [*chosen, *(["selection"] if len(rules) > 1 else [])]
 
 
@@ -205,7 +218,7 @@ def ranks(corpus: CorpusAnalysis, metric: str) -> dict[str, str]:
     return {variant: names[value] for variant, value in values.items() if value in names}
 
 
-def _spread(metric: str) -> tuple[Column, Maker]:
+def _spread(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         values = list(cell.folds[metric].values())
         if not cell.complete or len(values) < 2:
@@ -215,7 +228,7 @@ def _spread(metric: str) -> tuple[Column, Maker]:
     return Column(f"spread.{metric}", f"{metric} over folds", "spread"), make
 
 
-def _interval(metric: str) -> tuple[Column, Maker]:
+def _interval(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         found = corpus.intervals.get(cell.variant)
         return Field() if found is None or np.isnan(found.low) else Field(found.estimate, low=found.low, high=found.high)
@@ -223,19 +236,19 @@ def _interval(metric: str) -> tuple[Column, Maker]:
     return Column(f"interval.{metric}", f"{metric}, 95 % interval", "interval", 1), make
 
 
-def _folds(metric: str) -> tuple[Column, Maker]:
+def _folds(study: Study, metric: str) -> tuple[Column, Maker]:
     return Column("folds", "Folds", "number", 0), lambda corpus, cell: Field(value=len(cell.folds[metric]))
 
 
-def _seeds(metric: str) -> tuple[Column, Maker]:
+def _seeds(study: Study, metric: str) -> tuple[Column, Maker]:
     return Column("seeds", "Seeds", "number", 0), lambda corpus, cell: Field(value=len(cell.seeds))
 
 
-def _samples(metric: str) -> tuple[Column, Maker]:
+def _samples(study: Study, metric: str) -> tuple[Column, Maker]:
     return Column("samples", "Samples", "number", 0), lambda corpus, cell: Field(value=cell.samples or None)
 
 
-def _baseline(metric: str) -> tuple[Column, Maker]:
+def _baseline(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         comparison = corpus.comparisons.get(cell.variant)
         if comparison is None:
@@ -249,7 +262,7 @@ def _baseline(metric: str) -> tuple[Column, Maker]:
     return Column(f"baseline.{metric}", f"{metric} to baseline", "difference"), make
 
 
-def _pooled_difference(metric: str) -> tuple[Column, Maker]:
+def _pooled_difference(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         comparison = corpus.comparisons.get(cell.variant)
         pooled = None if comparison is None else comparison.pooled
@@ -258,7 +271,7 @@ def _pooled_difference(metric: str) -> tuple[Column, Maker]:
     return Column(f"pooled_difference.{metric}", f"pooled {metric} to baseline", "difference"), make
 
 
-def _mcnemar(metric: str) -> tuple[Column, Maker]:
+def _mcnemar(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         comparison = corpus.comparisons.get(cell.variant)
         found = None if comparison is None else comparison.disagreement
@@ -267,7 +280,7 @@ def _mcnemar(metric: str) -> tuple[Column, Maker]:
     return Column("mcnemar", "p, McNemar", "number", 3), make
 
 
-def _wilcoxon(metric: str) -> tuple[Column, Maker]:
+def _wilcoxon(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         comparison = corpus.comparisons.get(cell.variant)
         known = comparison is not None and comparison.difference.folds > 1 and not np.isnan(comparison.wilcoxon_p)
@@ -276,47 +289,50 @@ def _wilcoxon(metric: str) -> tuple[Column, Maker]:
     return Column("wilcoxon", "p, Wilcoxon", "number", 3), make
 
 
-def _equivalence(metric: str) -> tuple[Column, Maker]:
+def _equivalence(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         if (cell.variant, metric) not in corpus.paper or not cell.complete:
             return Field()
         inside = stats.rope(paper_differences(corpus, cell.variant, metric), cell.test_over_train, ROPE_POINTS).inside
         return Field() if np.isnan(inside) else Field(inside)
 
-    return Column(f"equivalence.{metric}", "P(as paper)", "number", 2), make
+    return Column(f"equivalence.{metric}", f"{metric}, P(as paper)", "number", 2), make
 
 
-def _paper(metric: str) -> tuple[Column, Maker]:
+def _paper(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         value = corpus.paper.get((cell.variant, metric))
-        return Field() if value is None else Field(value.value, mark=STATUS_MARKS[value.status])
+        return Field() if value is None else Field(value.value, mark=STATUS_MARKS[value.status], status=value.status)
 
     return Column(f"paper.{metric}", f"{metric}, paper", "number"), make
 
 
-def _paper_difference(metric: str) -> tuple[Column, Maker]:
+def _paper_difference(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         value = corpus.paper.get((cell.variant, metric))
         return Field() if value is None or not cell.complete else Field(cell.pooled[metric] - value.value)
 
-    return Column(f"paper_difference.{metric}", "to paper", "difference"), make
+    return Column(f"paper_difference.{metric}", f"{metric} to paper", "difference"), make
 
 
-def _selection(metric: str) -> tuple[Column, Maker]:
-    return Column("selection", "Epoch", "text"), lambda corpus, cell: Field(text=_rule(cell))
+def _selection(study: Study, metric: str) -> tuple[Column, Maker]:
+    return Column("selection", "Epoch", "text"), lambda corpus, cell: Field(text=_rule(study, cell))
 
 
-def _rule(cell: Cell) -> str:
-    return selection_rule(cell.used[0]) if cell.used else ""
+def _rule(study: Study, cell: Cell) -> str:
+    """The rule of the runs; but a study of oracle epochs shows those, whatever else its runs recorded."""
+    if not cell.used:
+        return ""
+    return study.selection if study.selection == "oracle" else selection_rule(cell.used[0])
 
 
-def _gpu_hours(metric: str) -> tuple[Column, Maker]:
+def _gpu_hours(study: Study, metric: str) -> tuple[Column, Maker]:
     return Column("gpu_hours", "GPU h", "number", 1), lambda corpus, cell: Field(
         value=cell.total("gpu_hours") if cell.used else None
     )
 
 
-def _parameters(metric: str) -> tuple[Column, Maker]:
+def _parameters(study: Study, metric: str) -> tuple[Column, Maker]:
     def make(corpus: CorpusAnalysis, cell: Cell) -> Field:
         count = next((run.result.get("parameters") for run in cell.used), None)
         return Field(value=count / 1e6 if count else None)
@@ -324,7 +340,7 @@ def _parameters(metric: str) -> tuple[Column, Maker]:
     return Column("parameters", "Parameters (M)", "number", 1), make
 
 
-_EXTRA_COLUMNS: dict[str, Callable[[str], tuple[Column, Maker]]] = {
+_EXTRA_COLUMNS: dict[str, Callable[[Study, str], tuple[Column, Maker]]] = {
     "spread": _spread,
     "interval": _interval,
     "folds": _folds,
@@ -353,15 +369,37 @@ def _notes(analysis: Analysis, group: list[CorpusAnalysis], chosen: Sequence[str
     if any(not cell.complete for corpus in group for cell in corpus.cells):
         notes.append("A cell such as 3/5 is incomplete.")
     notes += [note for corpus in group for note in trials.notes(study, corpus.cells)]
-    notes += [CAPTIONS[extra] for extra in chosen if extra in CAPTIONS]
+    notes += skipped.notes(study, [cell for corpus in group for cell in corpus.cells])
+    notes += [CAPTIONS[extra].format(units=_units(group)) for extra in chosen if extra in CAPTIONS]
     if "baseline" in chosen:
         notes += _baseline_notes(str(study.table.get("baseline")), group)
     if "paper" in chosen:
-        marks = sorted({STATUS_MARKS[value.status] for corpus in group for value in corpus.paper.values()} - {""})
-        notes += [f"Paper values: {'; '.join(f'{mark} {STATUS_WORDS[mark]}' for mark in marks)}."] if marks else []
+        notes += _paper_notes(group)
     if study.smoke:
         notes.append("Smoke size on generated clips: shows that the program works, not what the method reaches.")
     return notes
+
+
+def _units(group: list[CorpusAnalysis]) -> str:
+    """What a bootstrap draws, by corpus: `whole actors (CREMA-D, RAVDESS), single clips (MAFW)`."""
+    titles: dict[str, list[str]] = {}
+    for corpus in group:
+        titles.setdefault(words(corpus.corpus).drawn, []).append(corpus.title)
+    if len(titles) == 1:
+        return next(iter(titles))
+    return ", ".join(f"{unit} ({', '.join(names)})" for unit, names in titles.items())
+
+
+def _paper_notes(group: list[CorpusAnalysis]) -> list[str]:
+    """How sure the published values are: what each mark says, and what the absence of one does."""
+    found = {value.status for corpus in group for value in corpus.paper.values()}
+    said = [f"{STATUS_MARKS[status] or 'without a mark'} {STATUS_WORDS[status]}" for status in STATUS_MARKS if status in found]
+    means = dict.fromkeys(metric for corpus in group for (_, metric), value in corpus.paper.items() if value.is_mean)
+    notes = [f"Paper values: {'; '.join(said)}."] if said else []
+    return [
+        *notes,
+        *([f"Paper values of {' and '.join(means)} are means of the published ones of each target."] if means else []),
+    ]
 
 
 def _baseline_notes(baseline: str, group: list[CorpusAnalysis]) -> list[str]:

@@ -112,7 +112,7 @@ class _Submission:
         todo = [job for job in self.jobs.values() if not self.states[job.run_id].is_active and self._state(job.run_id) != "done"]
         first = [job for job in todo if not job.depends_on]
         self._submit_all(first)
-        self._submit_all([job for job in todo if job.depends_on and self._can_wait(job)])
+        self._submit_all([job for job in todo if job.depends_on and self._can_wait(job)], beside=first)
         return Report(tuple(self.done), self.left_out)
 
     def _state(self, run_id: str) -> str:
@@ -125,12 +125,20 @@ class _Submission:
                 self.left_out[job.run_id] = f"needs {name}, which is not in the scheduler; launch again when it is done"
         return job.run_id not in self.left_out
 
-    def _submit_all(self, jobs: Sequence[Job]) -> None:
-        plan = list(self._planned(jobs))
+    def _submit_all(self, jobs: Sequence[Job], beside: Sequence[Job] = ()) -> None:
+        """Submit jobs under what those of `beside`, submitted just before, leave of the cap."""
+        plan, earlier = list(self._planned(jobs)), list(self.done)
         for number, (members, profile, memory_gb, dependency) in enumerate(plan):
-            share, after = _lane(number, len(plan), self.target.max_parallel or profile.max_parallel)
-            chained = [f"afterany:{self.done[-after].job_id}"] if after else []
+            cap, in_turn = self._cap(profile), False
+            if cap is not None and {self._cap(self.target.profiles[job.stage]) for job in beside} == {cap}:
+                cap, in_turn = _beside(cap, len(beside))
+            share, after = _lane(number, len(plan), cap)
+            ends = [self.done[-after]] if after else earlier if in_turn else []
+            chained = [f"afterany:{':'.join(str(array.job_id) for array in ends)}"] if ends else []
             self._submit(members, profile, memory_gb, [*dependency, *chained], share)
+
+    def _cap(self, profile: Profile) -> int | None:
+        return self.target.max_parallel or profile.max_parallel
 
     def _planned(self, jobs: Sequence[Job]) -> Iterator[tuple[list[Job], Profile, float, list[str]]]:
         """Groups of jobs that can be one array, not larger than the cluster allows."""
@@ -182,6 +190,12 @@ def _lane(number: int, count: int, cap: int | None) -> tuple[int, int]:
     lanes = min(cap, count)
     lane = number % lanes
     return cap // lanes + (lane < cap % lanes), lanes if number >= lanes else 0
+
+
+def _beside(cap: int, busy: int) -> tuple[int, bool]:
+    """What a cap leaves to runs beside `busy` others; where that is less than half of it, they go after these, with all of it."""
+    left = cap - min(cap, busy)
+    return (left, False) if 2 * left >= cap else (cap, True)
 
 
 def _memory_failures(job: Job, state: RunState) -> int:

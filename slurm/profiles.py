@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -38,7 +40,7 @@ class Profile:
     time_h: float = 24.0
     signal_delay_s: int = 120  # before the time limit, for the checkpoint
     max_requeues: int = 20  # after the time limit
-    max_parallel: int | None = None  # runs at once, over all arrays of a launch
+    max_parallel: int | None = None  # runs at once, over all arrays of a launch; of a stage alone where the stages' differ
     array_size: int | None = None  # tasks of an array; the cluster's MaxArraySize unless given
     setup: tuple[str, ...] = ()  # lines of the job script
     srun_args: tuple[str, ...] = ()
@@ -95,12 +97,29 @@ def _profile(name: str, values: Mapping[str, Any]) -> Profile:
         _check(name, key, value)
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     profile = Profile(**plain)
-    for key in ("nodes", "cpus_per_task", "memory_gb", "time_h"):
-        if getattr(profile, key) <= 0:
-            raise UsageError(f"profile {name}: {key} = {getattr(profile, key)}: must be more than 0")
+    for key, value in plain.items():
+        if key in _MORE_THAN_0 and not value > 0:
+            raise UsageError(f"profile {name}: {key} = {value}: must be more than 0")
+        low, high = _LIMITS.get(key, (-math.inf, math.inf))
+        if key in _LIMITS and not low <= value <= high:
+            allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise UsageError(f"profile {name}: {key} = {value}: must be {allowed}")
+    for variable in profile.environment:
+        if not _VARIABLE.fullmatch(variable):
+            raise UsageError(f"profile {name}: environment: {variable!r}: a name has letters, digits and _, and no digit first")
     return profile
 
 
+_MORE_THAN_0 = ("nodes", "cpus_per_task", "memory_gb", "max_memory_gb", "time_h")
+_LIMITS: dict[str, tuple[int, float]] = {
+    "gpus_per_node": (0, math.inf),
+    "tasks_per_node": (1, math.inf),
+    "signal_delay_s": (0, 65535),  # SLURM's own limit
+    "max_requeues": (0, math.inf),
+    "max_parallel": (1, math.inf),
+    "array_size": (1, math.inf),
+}
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _KINDS: dict[str, tuple[type, ...]] = {
     "str | None": (str,),
     "int": (int,),

@@ -63,8 +63,11 @@ class Submission:
     started: bool  # whether the run has begun since
 
 
-def read_states(runs_root: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
-    """The states of runs, in the given order. A run that is done costs one look at its directory."""
+def read_states(runs_root: Path, run_ids: Iterable[str], must_answer: bool = False) -> dict[str, RunState]:
+    """The states of runs, in the given order. A run that is done costs one look at its directory.
+
+    What a silent scheduler holds is `unknown`; with `must_answer`, its silence raises SilentSchedulerError.
+    """
     wanted = list(run_ids)
     existing = {path.name for path in runs_root.iterdir()} if runs_root.is_dir() else set()
     states: dict[str, RunState] = {}
@@ -73,7 +76,7 @@ def read_states(runs_root: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
         states[run_id], submission = _read(runs_root / run_id) if run_id in existing else (RunState(run_id, "new"), None)
         if submission is not None:
             submissions[run_id] = submission
-    states.update(_with_scheduler(runs_root, states, submissions))
+    states.update(_with_scheduler(runs_root, states, submissions, must_answer))
     return states
 
 
@@ -108,12 +111,14 @@ def _submission(events: list[dict[str, Any]]) -> Submission | None:
 
 
 def _with_scheduler(
-    runs_root: Path, states: Mapping[str, RunState], submissions: Mapping[str, Submission]
+    runs_root: Path, states: Mapping[str, RunState], submissions: Mapping[str, Submission], must_answer: bool
 ) -> dict[str, RunState]:
     """The states of submitted runs as record and scheduler together have them."""
     try:
         answer = scheduler.ask({(item.array, item.index): item.time for item in submissions.values()})
     except SilentSchedulerError as silent:
+        if must_answer:
+            raise
         unseen = [run_id for run_id in submissions if states[run_id].state != "running"]
         return {run_id: replace(states[run_id], state="unknown", reason=str(silent)) for run_id in unseen}
     judged: dict[str, RunState] = {}

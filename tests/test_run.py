@@ -545,6 +545,13 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_before_training(runner: Ru
     assert not [line for line in record.metrics() if line["split"] == "train"]
 
 
+def test_contrast_of_one_clip_a_process_is_refused_before_training(runner: Runner) -> None:
+    record = runner.create(change(PRETRAIN, {"optim.batch_size": 2, "objective.gather_negatives": False}))
+    assert 2 in [process.wait() for process in runner.start_several(2, record)]
+    assert "use at least 4, fewer processes" in events(record, "failed")[-1]["reason"]
+    assert not [line for line in record.metrics() if line["split"] == "train"]
+
+
 def test_what_is_not_a_run_directory_is_refused(runner: Runner, tmp_path: Path) -> None:
     for path, words in ((tmp_path / "none", "is not a run directory"), (tmp_path, "config.json: missing")):
         process = forge().start("hicmae.run:main", [str(path)], tmp_path / "log", **runner.places)

@@ -185,7 +185,7 @@ class RunJudge:
             while process.poll() is None:
                 pruned = pruned or prune(record)
                 if (pruned or self.stopping()) and not asked:
-                    os.killpg(process.pid, signal.SIGTERM)
+                    process.send_signal(signal.SIGTERM)  # not to its group: processes that read data would die of it
                     asked, deadline = True, time.monotonic() + GRACE_S
                 elif asked and time.monotonic() > deadline:
                     os.killpg(process.pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,12 @@ def best_of(request: Request) -> Experiment:
 def studies(request: Request) -> list[str]:
     """The names of the studies, one for each wanted outer fold."""
     return [part.name for part in requested(request).parts()]
+
+
+def counts(request: Request) -> dict[str, int]:
+    """How many trials have ended in which way, over all wanted outer folds."""
+    begun = [part for part in requested(request).parts() if folder_of(request.runs_root, part).is_dir()]
+    return dict(Counter(row.state for part in begun for row in look(part, request.runs_root).rows()))
 
 
 def corpora_of(search: Search) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ def requested(request: Request) -> Search:
     """The search as declared, with the size, folds and budget that were asked for. Raises UsageError."""
     search = definition.find(request.name)
     search = search.at_smoke_size() if request.smoke else search
-    search = replace(search, folds=request.folds) if request.folds and search.function is None else search
+    if request.folds and search.function is not None:
+        raise UsageError(f"{search.name}: searches over a function, which has no outer folds; leave the fold out")
+    search = replace(search, folds=request.folds) if request.folds else search
     if request.trials is not None or request.gpu_hours is not None:
         search = replace(search, budget=Budget(request.trials, request.gpu_hours))
     return search

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,11 +178,6 @@ class Probe:
     frames: int | None = None
     sample_rate_hz: int | None = None
     channels: int | None = None
-
-    @cached_property
-    def skew_s(self) -> float:
-        """How much longer one stream is than the other."""
-        return abs(self.video_s - self.sound_s) if self.video_s and self.sound_s else 0.0
 
 
 def probe(path: Path) -> Probe:

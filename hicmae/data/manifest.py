@@ -11,8 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -22,6 +23,9 @@ from hicmae.data.corpora import Corpus, Sample
 from hicmae.errors import ClipError, UsageError
 from hicmae.record import write_json
 from hicmae.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from hicmae.data.clips import Probe
 
 FINGERPRINT_LENGTH = 32
 MISSING = "missing"
@@ -38,6 +42,28 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+@dataclass
+class Streams:
+    """Durations and rates of clips as their headers say; folders of pictures have none."""
+
+    video_s: list[float] = field(default_factory=list)
+    sound_s: list[float] = field(default_factory=list)
+    fps: Counter[float] = field(default_factory=Counter)
+    sample_rate_hz: Counter[int] = field(default_factory=Counter)
+
+    def add(self, sample: Sample, seen: dict[Path, Probe]) -> None:
+        """Count a clip whose files were probed."""
+        video, sound = (seen.get(path) if path else None for path in (sample.video, sample.audio))
+        if video and video.fps:
+            self.fps[round(video.fps, 2)] += 1
+        if video and video.video_s is not None:
+            self.video_s.append(video.video_s)
+        if sound and sound.sample_rate_hz:
+            self.sample_rate_hz[sound.sample_rate_hz] += 1
+        if sound and sound.sound_s is not None:
+            self.sound_s.append(sound.sound_s)
 
 
 def fingerprint(name: str) -> str:
@@ -62,6 +88,24 @@ def fingerprint_of(samples: Iterable[Sample], digests: dict[Path, str]) -> str:
 def media_paths(samples: Iterable[Sample]) -> list[Path]:
     """Every file and folder of frames of the samples, once."""
     return list(dict.fromkeys(path for sample in samples for path in (sample.video, sample.audio) if path))
+
+
+def duplicates(paths: Iterable[Path]) -> list[list[Path]]:
+    """Files and folders of frames that hold the same bytes. Only those of equal size are read, by `file_digests`."""
+    sizes: dict[int, list[Path]] = {}
+    for path in paths:
+        if path.exists():
+            sizes.setdefault(_size(path), []).append(path)
+    suspects = [path for same in sizes.values() if len(same) > 1 for path in same]
+    groups: dict[str, list[Path]] = {}
+    for path, digest in file_digests(suspects).items():
+        groups.setdefault(digest, []).append(path)
+    return [same for same in groups.values() if len(same) > 1]
+
+
+def _size(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
 
 
 def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
@@ -196,19 +240,30 @@ def check_clips(samples: Sequence[Sample], modality: str = "AV", frames: bool = 
         return [problem for problem in found if problem]
 
 
-def problem_of(sample: Sample, modality: str = "AV", frames: bool = False) -> Problem | None:
-    """Why a clip cannot be used, or None."""
+def problem_of(
+    sample: Sample, modality: str = "AV", frames: bool = False, seen: dict[Path, Probe] | None = None
+) -> Problem | None:
+    """Why a clip cannot be used, or None. `seen` gets what the headers say."""
+    seen = {} if seen is None else seen
     try:
         if "V" in modality:
-            _check_video(sample, frames)
+            _check_video(sample, frames, seen)
         if "A" in modality:
-            _check_sound(sample, frames)
+            _check_sound(sample, frames, seen)
     except ClipError as error:
         return Problem(sample.sample_id, error.path, error.reason)
     return None
 
 
-def _check_video(sample: Sample, frames: bool) -> None:
+def _probe(path: Path, seen: dict[Path, Probe]) -> Probe:
+    from hicmae.data import clips
+
+    if path not in seen:
+        seen[path] = clips.probe(path)
+    return seen[path]
+
+
+def _check_video(sample: Sample, frames: bool, seen: dict[Path, Probe]) -> None:
     from hicmae.data import clips
 
     if sample.video is None:
@@ -216,20 +271,19 @@ def _check_video(sample: Sample, frames: bool) -> None:
     if frames:
         for _ in clips.all_frames(clips.open_frames(sample.video)):
             pass
-    elif clips.probe(sample.video).width is None:
+    if _probe(sample.video, seen).width is None:
         raise ClipError(sample.video, "no video stream")
 
 
-def _check_sound(sample: Sample, frames: bool) -> None:
+def _check_sound(sample: Sample, frames: bool, seen: dict[Path, Probe]) -> None:
     from hicmae.data import clips
 
     if sample.audio is None:
         raise ClipError(sample.video or sample.sample_id, "has no sound; use modality V")
     if frames:
         clips.read_sound(sample.audio)
-        return
-    facts = clips.probe(sample.audio)
+    facts = _probe(sample.audio, seen)
     if facts.sample_rate_hz is None:
         raise ClipError(sample.audio, "no sound stream")
-    if facts.sound_s is not None and facts.sound_s * clips.SAMPLE_RATE_HZ <= clips.SHORTEST_SAMPLES:
+    if not frames and facts.sound_s is not None and facts.sound_s * clips.SAMPLE_RATE_HZ <= clips.SHORTEST_SAMPLES:
         raise ClipError(sample.audio, f"sound of {facts.sound_s:.3f} s is empty or too short")

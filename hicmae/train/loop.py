@@ -23,7 +23,7 @@ from hicmae.train import checkpoint
 from hicmae.train.distributed import World
 from hicmae.train.engine import Engine
 from hicmae.train.interrupt import Preempted, StopRequest
-from hicmae.train.objective import Batch, drop_keep, mixing
+from hicmae.train.objective import Batch, check_contrast, drop_keep, mixing
 from hicmae.train.optim import learning_rate
 from hicmae.train.selection import Best, Selector
 
@@ -66,6 +66,7 @@ class Loop:
     ) -> None:
         self.config, self.record, self.world, self.engine = config, record, world, engine
         self.train, self.selector, self.progress, self.checkpoint_every_s = train, selector, progress, checkpoint_every_s
+        check_contrast(config, world.size)
         self._mix = mixing(config, world.size)
         self._drop_rates: list[float] = engine.model.drop_keep_plan(config.optim.drop_path)  # type: ignore[operator]
         self._settle_every = _SETTLE_ON_GPU if world.device.type == "cuda" else 1

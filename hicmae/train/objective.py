@@ -106,6 +106,19 @@ def drop_keep(rates: list[float], batch_size: int, position: Tensor, seed: int, 
     return ((drawn < keep) / keep)[:, position]
 
 
+def check_contrast(config: RunConfig, processes: int) -> None:
+    """Raise UsageError when a contrastive loss would be 0 throughout: every clip alone, without a negative."""
+    if isinstance(config, FinetuneConfig) or config.objective.contrastive == "none" or config.objective.gather_negatives:
+        return
+    optim = config.optim
+    if local_batch(optim, processes) < 2:
+        raise UsageError(
+            f"optim.batch_size = {optim.batch_size} on {processes} processes x {optim.accumulation_steps} accumulation steps "
+            f"leaves one clip without negatives to contrast it with; use at least {2 * processes * optim.accumulation_steps}, "
+            "fewer processes, or objective.gather_negatives = True"
+        )
+
+
 def mixing(config: RunConfig, processes: int) -> Callable[[Batch, int], None] | None:
     """Mixup and CutMix of video and labels (not of sound), as in the release; None where there is nothing to mix.
 

@@ -69,6 +69,51 @@ def test_check_lists_every_problem_and_fails(
     assert rows[2]["reason"] == "group is in training and in test of the same fold"
 
 
+def test_check_shows_durations_rates_and_files_of_the_same_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(tmp_path, clips=6, frames=10, folds=3)
+    write_clip(tmp_path / "clips/clip05.mp4", grey_frames(50), tone(2, 44100), 44100)
+    (tmp_path / "clips/clip03.mp4").write_bytes((tmp_path / "clips/clip00.mp4").read_bytes())
+    assert hicmae("data", "check", f"csv:{table}", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)["facts"]
+    assert facts["video_s"] == pytest.approx([0.4, 0.4, 2.0])
+    assert facts["sound_s"] == pytest.approx([0.4, 0.4, 2.0], abs=0.1)
+    assert facts["frame_rates"] == {"25": 6}
+    assert facts["sample_rates"] == {"16000": 5, "44100": 1}
+    assert facts["same_content"] == [[str(tmp_path / f"clips/clip0{number}.mp4") for number in (0, 3)]]
+    assert hicmae("data", "check", f"csv:{table}") == 0
+    output = capsys.readouterr().out
+    assert "0.40, 0.40, 2.00" in output
+    assert "16000 (5), 44100 (1)" in output
+    assert "warning, the same content" in output
+
+
+@pytest.mark.recordings
+def test_check_passes_on_real_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recordings: Path
+) -> None:
+    clips = sorted((recordings / "grid").glob("*.mp4"))
+    table = tmp_path / "grid.csv"
+    table.write_text("\n".join(["video,label", *(f"grid/{clip.name},{number % 2}" for number, clip in enumerate(clips))]) + "\n")
+    for name, folder in (("grid", "grid"), ("ravdess", "ravdess_audio")):
+        (tmp_path / name).symlink_to(recordings / folder)
+    monkeypatch.setenv("HICMAE_DATA", str(tmp_path))
+    facts = {}
+    for corpus in (f"folder:{recordings / 'voxceleb2'}", f"csv:{table}", f"folder:{recordings / 'public_speech'}", "ravdess"):
+        assert hicmae("data", "check", corpus, "--json") == 0
+        facts[corpus.rpartition("/")[2]] = json.loads(capsys.readouterr().out)["facts"]
+    assert {name: found["samples"] for name, found in facts.items()} == {
+        "voxceleb2": 14,
+        "grid.csv": 11,
+        "public_speech": 2,
+        "ravdess": 192,
+    }
+    assert facts["grid.csv"]["frame_rates"] == {"25": 11}
+    assert facts["ravdess"]["without_video"] == 192
+    assert facts["ravdess"]["classes"] == dict.fromkeys(corpora.get("ravdess").classes, 24)
+    assert hicmae("data", "check", "ravdess") == 0
+    assert "for information: 192 clips are here, 1440 are published (1248 fewer)" in capsys.readouterr().out
+
+
 def test_unknown_corpora_and_absent_data_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert hicmae("data", "check", "cremad") == 2
     assert "unknown corpus 'cremad'; valid, nearest first: crema_d" in capsys.readouterr().err.replace("\n", " ")

@@ -124,7 +124,7 @@ def test_probe_reads_streams_without_decoding(tmp_path: Path) -> None:
     assert (facts.width, facts.height, facts.frames, facts.fps) == (64, 64, 50, 25.0)
     assert (facts.sample_rate_hz, facts.channels) == (44100, 2)
     assert facts.video_s == pytest.approx(2.0, abs=0.05)
-    assert facts.skew_s == pytest.approx(0.5, abs=0.1)
+    assert facts.sound_s == pytest.approx(2.5, abs=0.05)
 
 
 def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from experiments import bench_steps, bench_tables
-from experiments.bench_model import measure, settings_for
+from experiments.bench_model import measure, measure_case, measure_change, settings_for
 from experiments.bench_steps import ALL_PATCHES, CHANGES, PLAIN_ATTENTION, TWO_HALVES, Case, changes_for, step_of
 from hicmae.errors import RecordError, UsageError
 
@@ -53,6 +53,14 @@ def test_what_cannot_run_here_is_said_and_the_rest_goes_on() -> None:
     assert "cannot run" in text(bench_tables.tables(result)[0])
 
 
+def test_a_missing_compiler_is_an_error_of_its_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    compiled = Case("finetune", "smoke", 2, compiled=True)
+    assert "needs a C++ compiler" in measure_case(compiled, CPU, 1)["error"]
+    assert "needs a C++ compiler" in measure_change(compiled, PLAIN_ATTENTION, CPU, 1)["error"]
+
+
 @pytest.mark.parametrize("change", [PLAIN_ATTENTION, ALL_PATCHES])
 def test_a_changed_step_computes_the_same_update(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain attention and embedding all patches are other ways to the same numbers, so it is fair to time them."""
@@ -75,6 +83,9 @@ def test_changes_that_mean_nothing_for_a_case_are_left_out() -> None:
     assert ALL_PATCHES not in changes_for(Case("finetune", "smoke", 4))
     assert TWO_HALVES not in changes_for(Case("pretrain", "smoke", 2))
     assert changes_for(Case("pretrain", "smoke", 4)) == list(CHANGES)
+    assert TWO_HALVES in changes_for(Case("finetune", "smoke", 2))
+    assert TWO_HALVES not in changes_for(Case("finetune", "smoke", 3))
+    step_of(Case("finetune", "smoke", 2), CPU, TWO_HALVES)()
 
 
 def test_defaults_fit_the_device() -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import hicmae
-from experiments import experiment, study_file
+from experiments import cli_runs, experiment, study_file
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
+from slurm import scheduler
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LAUNCH = (sys.executable, str(CHECKOUT / "experiments" / "launch.py"))
@@ -65,7 +66,16 @@ def complaint(place: Path, *command: str) -> str:
         (["ablation_fusion", "--smoke", "--size", "base"], "exclude each other"),
         (["ablation_fusion", "--max-parallel", "many"], "--max-parallel"),
         (["absent.py"], "absent.py: no such file"),
+        (["ablation_fusion", "--max-parallel", "0", "--cluster", "slurm"], "--max-parallel 0: must be at least 1"),
         (["ablation_fusion", "--use-best"], "--use-best is for searches"),
+        (["search_finetune", "--json"], "--json is for studies: see --dry-run"),
+        (["search_finetune", "--seed", "3"], "--seed is for studies: "),
+        (["search_finetune", "--corpus", "ravdess"], "--corpus is for studies: "),
+        (["search_finetune", "--size", "tiny"], "--size is for studies: "),
+        (["search_finetune", "--use-best", "--size", "tiny"], "--size does not go with --use-best"),
+        (["search_finetune", "--only", "corpus=x"], "'corpus=x': of a search, --only takes outer folds"),
+        (["search_finetune", "--only", "fold=99"], "crema_d has no fold 99; valid: 1,"),
+        (["search_finetune", "--cluster", "slurm", "--notify", "true"], "--notify (or HICMAE_NOTIFY) needs --wait"),
         ([], "launch needs an experiment"),
     ],
 )
@@ -135,6 +145,24 @@ def test_a_dry_run_makes_nothing_not_even_the_generated_corpus(place: Path) -> N
     assert not (place / "runs").exists()
 
 
+def test_a_search_takes_the_folds_of_only(place: Path) -> None:
+    ended = call(place, *LAUNCH, "search_finetune", "--smoke", "--dry-run", "--only", "fold=1")
+    assert ended.returncode == 0, ended.stderr
+    assert "for each of 1 outer folds" in ended.stdout
+
+
+def test_the_end_of_a_search_is_told(place: Path) -> None:
+    (place / "mine.py").write_text(
+        "from experiments.search import Budget, Float, Search\n"
+        "def search(): return Search(name='mine', title='', space={'x': Float(0.0, 1.0)}, budget=Budget(trials=2),\n"
+        "    objective=lambda params: params['x'], direction='minimize')\n"
+    )
+    ended = call(place, *LAUNCH, "mine.py", "--yes", "--max-parallel", "1", "--notify", "sh -c 'cat > told.json'")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((place / "told.json").read_text())["trials"] == {"done": 2}
+    assert "has no outer folds" in complaint(place, *LAUNCH, "mine.py", "--only", "fold=1")
+
+
 def test_only_and_json(place: Path) -> None:
     command = [*LAUNCH, "ablation_hierarchical", "--json", "--only", "variant=none", "fold=2", "corpus=mafw"]
     plan = json.loads(call(place, *command).stdout)
@@ -178,6 +206,17 @@ def test_status_counts_and_tells_why(place: Path) -> None:
     assert "unknown study" in complaint(place, *HICMAE, "status", "ablation_hierarchical")
 
 
+def test_the_scheduler_is_asked_once_for_the_runs_of_all_studies(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded_study(place)
+    other = experiment.find("ablation_fusion").at_smoke_size()
+    study_file.write(place / "runs", other, other.runs(lambda _: "x"), {}, ["hicmae"], {})
+    asked: list[int] = []
+    monkeypatch.setattr(scheduler, "ask", lambda wanted: asked.append(len(wanted)) or {})
+    cli_runs.status(runs=place / "runs")
+    cli_runs.status(as_json=True, runs=place / "runs")
+    assert len(asked) == 2
+
+
 def test_logs_print_an_attempt(place: Path) -> None:
     ids = recorded_study(place)
     assert call(place, *HICMAE, "logs", ids[1][:6]).stdout == "line one\nline two\n"
@@ -199,6 +238,20 @@ def test_cancel_takes_waiting_runs_off_the_list(place: Path) -> None:
     assert "cancelled 1 of 1 runs" in call(place, *HICMAE, "cancel", ids[2]).stdout
     assert RunRecord(place / "runs" / ids[2]).state() == "cancelled"
     assert "cancelled 0 of 1 runs" in call(place, *HICMAE, "cancel", ids[0]).stdout
+
+
+def test_cancel_does_nothing_while_the_scheduler_is_silent(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "bin").mkdir()
+    (place / "bin" / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no answer' >&2; exit 1\n")
+    (place / "bin" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+    ids = recorded_study(place)
+    RunRecord(place / "runs" / ids[2]).append_event("submitted", array="a-1", index=0, resources={})
+    ended = call(place, *HICMAE, "cancel", ids[2])
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "nothing was cancelled, for the scheduler does not answer: squeue: " in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert RunRecord(place / "runs" / ids[2]).state() == "submitted"
 
 
 def test_prune_shows_bytes_asks_and_spares_what_studies_name(place: Path) -> None:

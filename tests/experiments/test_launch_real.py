@@ -88,7 +88,7 @@ def test_a_study_is_executed_once_and_then_nothing_is_left(tmp_path: Path, data:
     assert {path: path.stat().st_mtime_ns for path in before} == before
     monkeypatch.setenv("HICMAE_SYNC", "1")
     code, output = launch(tmp_path, data, "--yes")
-    assert code == 0 and "mlflow: 1 studies, 3 runs sent" in output
+    assert code == 0 and "mlflow: 1 study, 3 runs sent" in output
     _shows_its_tables(tmp_path / "runs")
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.notify import notify
+from experiments.notify import main, notify
 from hicmae.errors import HicmaeError
+from slurm import arrays
 
 
 class Hook(BaseHTTPRequestHandler):
@@ -59,6 +60,32 @@ def test_a_receiver_that_cannot_be_reached_is_named(receiver: str) -> None:
         notify(receiver, "s", 130, {})
 
 
-def test_a_web_hook_that_answers_with_an_error_is_named(address: str) -> None:
-    with pytest.raises(HicmaeError, match="/broken"):
-        notify(f"{address}/broken?token=secret", "s", 0, {})
+def test_a_web_hook_that_answers_with_an_error_is_named_by_its_host_alone(address: str) -> None:
+    with pytest.raises(HicmaeError) as failed:
+        notify(f"{address}/broken/secret?token=secret", "s", 0, {})
+    assert str(failed.value) == f"--notify {address}: HTTP error 500; the launch itself finished"
+
+
+@pytest.mark.parametrize(
+    ("receiver", "told"),
+    [
+        ("false --token secret", "false: exit code 1"),
+        ("/bin/no-such-program secret", "no-such-program: No such file or directory"),
+        ("http://me:secret@127.0.0.1:9/secret", "http://127.0.0.1:9: "),
+        ("http://127.0.0.1:secret/secret", "(unreadable): not a command line or an address that can be read"),
+        ("--token 'secret", "(unreadable): not a command line"),
+    ],
+)
+def test_errors_keep_secrets(receiver: str, told: str) -> None:
+    with pytest.raises(HicmaeError) as failed:
+        notify(receiver, "s", 1, {})
+    assert told in str(failed.value)
+    assert "secret" not in str(failed.value)
+
+
+@pytest.mark.parametrize(("receiver", "exit_code"), [("true", 0), ("false --token secret", 1)])
+def test_a_job_that_tells_forgets_its_receiver_in_any_case(tmp_path: Path, receiver: str, exit_code: int) -> None:
+    array = arrays.create(tmp_path, "notify-s", [], {"arguments": [receiver, "s"], "count": 1})
+    assert main(array.folder) == exit_code
+    assert arrays.read(tmp_path, array.name).resources["arguments"] == []
+    assert main(array.folder) == 0

@@ -155,6 +155,32 @@ def test_a_stopped_worker_leaves_a_checkpoint_and_its_trial_to_the_next(tmp_path
     assert worked(record) == [1, 2, 3, 4], "nothing was done twice"
 
 
+DATA_WORKER = """\
+import pathlib, subprocess, sys
+sys.path.insert(0, {here!r})
+import judged_run
+path = pathlib.Path(sys.argv[1])
+worker = subprocess.Popen(["sleep", "60"])
+code = judged_run.main(path)
+(path / "worker").write_text(str(worker.poll()))
+worker.kill()
+sys.exit(code)
+"""
+
+
+def test_a_stop_does_not_reach_the_processes_that_read_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGED_PAUSE_S", "0.2")
+    program = tmp_path / "with_worker.py"
+    program.write_text(DATA_WORKER.format(here=str(Path(__file__).parent)))
+    bench = Bench(tmp_path, budget=Budget(trials=1))
+    record = bench.record({LR: RECIPE})
+    judge = bench.judge(stopping=lambda: bool(worked(record)), command=lambda path: [sys.executable, str(program), str(path)])
+    with pytest.raises(Stopped):
+        work(bench.study, judge)
+    assert record.events()[-1]["event"] == "preempted"
+    assert (record.path / "worker").read_text() == "None"
+
+
 def poor_after_good(bench: Bench) -> tuple[RunRecord, Row]:
     """One good trial, then a poor one, at values of our choice."""
     for base_lr in (1e-2, 1e-4):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pypdf import PdfReader
 from study_records import CorpusOnDisk, StudyOnDisk, VariantOnDisk, factorial_variants
 from typer.testing import CliRunner
 
@@ -104,8 +105,22 @@ def test_report_of_nine_corpora_compiles(tmp_path: Path) -> None:
     assert report.pdf is not None, report.notes
     assert not report.problems
     assert len(report.pages[0].tables) >= 3
-    assert {picture.stem.name for picture in report.pages[0].pictures} >= {"paper", "confusion-mafw", "folds-crema_d"}
+    assert {picture.stem.name for picture in report.pages[0].pictures} >= {"paper", "ranks", "confusion-mafw", "folds-crema_d"}
+    links = _link_targets(report.pdf)
+    cells = [(block, row) for table in report.pages[0].tables for block in table.blocks for row in block.shown]
+    metrics = {corpus.corpus: len(corpus.metrics) for corpus in report.pages[0].analysis.corpora}
+    assert len(cells) == 27 and len(links) == sum(metrics[block.corpus] for block, _ in cells)
+    assert set(links) == {latex.anchor(cell_key("main_results", block.corpus, row.variant)) for block, row in cells}
     assert check_report(study.root, tmp_path / "out") == []
+
+
+def _link_targets(pdf: Path) -> list[str]:
+    """The named place that each link of the PDF leads to; every one of them is there."""
+    reader = PdfReader(pdf)
+    annotations = [entry.get_object() for page in reader.pages for entry in page.get("/Annots", ())]
+    targets = [str(entry["/A"]["/D"]) for entry in annotations if entry["/Subtype"] == "/Link"]
+    assert set(targets) <= set(reader.named_destinations)
+    return targets
 
 
 def test_html_is_one_file_that_needs_no_other(out: Path) -> None:

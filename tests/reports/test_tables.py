@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,22 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, recall_score
 from study_records import CorpusOnDisk, StudyOnDisk, VariantOnDisk, factorial_variants
 
+from experiments.experiment import find
 from hicmae.errors import UsageError
+from hicmae.record import write_json
 from reports import latex, stats
 from reports.analysis import Analysis, analyse
 from reports.cells import Cell
+from reports.corpora import words
 from reports.findings import findings
+from reports.paper import matching, published
+from reports.provenance import provenance_of
 from reports.query import StudyRun, load_study
 from reports.render import to_csv, to_html, to_json
 from reports.tables import EXTRAS, Field, Table, ranks, tables_of
 
 NAME = "ablation_hierarchical_smoke"
+PUBLISHED = Path(__file__).resolve().parents[2] / "reports" / "paper_reference.csv"
 
 
 def analysed(study: StudyOnDisk, resamples: int = 200) -> Analysis:
@@ -292,11 +300,108 @@ def test_paper_values_and_their_status_stand_beside_own_ones(tmp_path: Path) -> 
         VariantOnDisk("all", 0.6),
     ]
     study = StudyOnDisk(tmp_path / "runs", "ablation", variants, {"mafw": mafw}, size="base", table={"baseline": "none"}).write()
-    table = only_table(analysed(study), ["paper", "paper_difference"])
+    table = only_table(analysed(study), ["paper", "paper_difference", "equivalence"])
     assert field_of(table, "none", "paper.UAR").value is None  # only WAR is known
+    assert field_of(table, "none", "paper.WAR") == Field(54.79, mark="a", status="single")
+    assert field_of(table, "all", "paper.WAR") == Field(56.17, status="two-sources")
+    for metric, theirs in (("UAR", 42.65), ("WAR", 56.17)):
+        own = field_of(table, "all", f"pooled.{metric}").value
+        assert field_of(table, "all", f"paper_difference.{metric}").value == pytest.approx(own - theirs)
+    assert "Paper values: without a mark found in two sources; a known from one secondary source." in table.notes
+    assert {field["status"] for field in json.loads(to_json(table))["blocks"][0]["rows"][0]["fields"]} == {"", "single"}
     assert field_of(table, "all", "paper.UAR").value == 42.65
     own = field_of(table, "all", "pooled.UAR").value
     assert field_of(table, "all", "paper_difference.UAR").value == pytest.approx(own - 42.65)
+
+
+def test_paper_value_of_a_metric_that_is_not_the_headline_has_its_column(tmp_path: Path) -> None:
+    """MAFW's headline is UAR; of the ablations the paper prints WAR."""
+    paper = {f"loss weight {weight}": weight for weight in ("0", "0.1")}
+    variants = [
+        VariantOnDisk(weight, 0.5, delta={"objective.contrastive_weight": float(weight)}, paper=name)
+        for name, weight in paper.items()
+    ]
+    mafw = CorpusOnDisk(classes=11, samples_per_fold=110, n_train=440)
+    study = StudyOnDisk(tmp_path / "runs", "weights", variants, {"mafw": mafw}, size="base").write()
+    table = only_table(analysed(study))
+    assert [field_of(table, weight, "paper.WAR").value for weight in paper.values()] == [55.62, 47.87]
+    keys = [column.key for column in table.columns]
+    assert "paper_difference.WAR" in keys and "paper.UAR" not in keys
+
+
+def test_published_values_meet_the_names_of_corpora_and_metrics() -> None:
+    of_arousal = published("AVCAffe (arousal)", "base", "AV", "WF1")
+    assert of_arousal is not None and (of_arousal.value, of_arousal.status) == (43.18, "single")
+    of_valence = published("AVCAffe (valence)", "base", "AV", "WF1")
+    assert of_valence is not None and (of_valence.value, of_valence.status) == (44.20, "two-sources")
+    mean = published("Werewolf-XL", "base", "AV", "PCC")
+    assert mean is not None and mean.value == pytest.approx((33.74 + 69.23 + 40.66) / 3)
+    assert mean.is_mean and mean.status == "single" and "mean of PCC arousal, PCC valence, PCC dominance" in mean.source
+    alone = published("Werewolf-XL", "base", "AV", "PCC valence")
+    assert alone is not None and alone.value == 69.23
+    assert published("AVCAffe", "base", "AV", "WF1 dominance") is None
+    assert published("MAFW (single)", "base", "AV", "UAR") is None
+
+
+def test_which_published_rows_the_studies_reach() -> None:
+    """All of HiCMAE by main_results and the ablations; the file has also its authors' second run and other methods."""
+    found = []
+    for name in ("main_results", "ablation_hierarchical", "ablation_loss_weight"):
+        study = find(name)
+        for variant, corpus in product(study.variants, study.corpora):
+            size, modality = (variant.name.split() if name == "main_results" else ("base", "AV"))[:2]
+            described = words(corpus)
+            for metric in described.metrics:
+                found += matching(described.title, size, modality, metric, variant.paper)
+    left = [row for row in csv.DictReader(PUBLISHED.open(newline="")) if row not in found]
+    assert {row["variant"] for row in left} == {"official rerun", "reported"}
+    assert {row["scale"] for row in left if row["variant"] == "reported"} == {
+        *("MAE-DFER", "T-MEP", "VQ-MAE-AV", "WavLM-Plus", "HuBERT-CH"),
+    }
+
+
+def test_bootstrap_notes_name_what_is_drawn_of_each_corpus(tmp_path: Path) -> None:
+    corpora = {"crema_d": CorpusOnDisk(classes=6, folds=2), "mafw": CorpusOnDisk(classes=11, folds=2)}
+    study = StudyOnDisk(tmp_path / "runs", "drawn", [VariantOnDisk("a", 0.6)], corpora).write()
+    table = only_table(analysed(study, 20), ["interval", "pooled_difference"])
+    drawn = "whole actors (CREMA-D), single clips (MAFW)"
+    assert f"95 % interval: bootstrap of {drawn} on the pooled samples." in table.notes
+    assert f"Pooled difference: with the interval of a paired bootstrap of {drawn}." in table.notes
+    one = StudyOnDisk(tmp_path / "runs", "one", [VariantOnDisk("a", 0.6)], {"crema_d": corpora["crema_d"]}).write()
+    assert any("bootstrap of whole actors on" in note for note in only_table(analysed(one, 20), ["interval"]).notes)
+
+
+def test_study_of_oracle_epochs_says_oracle_in_its_column(tmp_path: Path) -> None:
+    study = StudyOnDisk(
+        tmp_path / "runs", "best", [VariantOnDisk("a", 0.6)], {"list:x": CorpusOnDisk(folds=2)}, table={"selection": "oracle"}
+    ).write()
+    table = only_table(analysed(study, 20), ["selection"])
+    assert field_of(table, "a", "selection").text == "oracle"
+    assert "an oracle" in table.notes[0]
+
+
+def test_skipped_clips_are_said_beside_the_table_and_in_the_provenance(tmp_path: Path) -> None:
+    """Of fine-tuning by row, each clip once though two folds left it out; of pre-training for every row that began from it."""
+    variants = [VariantOnDisk("a", 0.6), VariantOnDisk("b", 0.7, delta={"head.feature_fusion": "last"})]
+    study = StudyOnDisk(tmp_path / "runs", "skips", variants, {"crema_d": CorpusOnDisk(classes=6, folds=2)}).write()
+    assert not any("left out" in note for note in only_table(analysed(study, 20)).notes)
+
+    def skip(path: Path, *clips: str) -> None:
+        write_json(path / "result.json", {**json.loads((path / "result.json").read_text()), "skipped_clips": list(clips)})
+
+    skip(study.path("b", "crema_d", 1), "one.mp4: no frames", "two.mp4: no sound")
+    skip(study.path("b", "crema_d", 2), "one.mp4: no frames", "three.mp4: no sound")
+    (before,) = [run for run in study.runs.values() if run["stage"] == "pretrain"]
+    skip(study.root / before["run_id"], "four.mp4: no sound")
+    analysis = analysed(study, 20)
+    table, title = only_table(analysis), words(before["corpus"]).title
+    assert "3 clips of CREMA-D could not be used and were left out (b)." in table.notes
+    assert f"1 clip of {title} could not be used and was left out (every row)." in table.notes
+    assert "left out (b)" in to_json(table) and "left out (b)" in latex.caption(table)
+    cells = provenance_of(analysis, {})["cells"]
+    assert cells["skips/crema_d/a"]["skipped_clips"] == {before["corpus"]: ["four.mp4: no sound"]}
+    assert len(cells["skips/crema_d/b"]["skipped_clips"]["crema_d"]) == 3
+    assert [run["skipped_clips"] for run in cells["skips/crema_d/b"]["runs"]] == [2, 2]
 
 
 def test_a_variant_that_changes_more_than_size_and_modality_has_no_published_value(tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ import pytest
 from hicmae import presets
 from hicmae.config import InitialWeights, change
 from hicmae.record import RunRecord
-from slurm.dispatch import _lane
+from slurm import dispatch, scheduler
+from slurm.arrays import Array
+from slurm.dispatch import Target, _beside, _lane
+from slurm.local import Job
+from slurm.profiles import Profile
 from slurm.scheduler import JobInfo, _parsed
 from slurm.state import RunState, Submission, judge
 
@@ -87,6 +91,39 @@ def test_a_cap_holds_over_all_arrays(count: int, cap: int) -> None:
     assert sum(at_once) <= cap
     assert all(share >= 1 for share, _ in lanes)
     assert all(lanes[number - after][0] == share for number, (share, after) in enumerate(lanes) if after)
+
+
+@pytest.mark.parametrize(
+    ("cap", "busy", "left", "in_turn"), [(64, 4, 60, False), (8, 4, 4, False), (5, 4, 5, True), (1, 3, 1, True), (2, 0, 2, False)]
+)
+def test_a_cap_holds_over_both_stages(cap: int, busy: int, left: int, in_turn: bool) -> None:
+    """What runs beside pre-trainings has what they leave of the cap; what goes after them has all of it."""
+    assert _beside(cap, busy) == (left, in_turn)
+
+
+@pytest.mark.parametrize(
+    ("cap", "shares", "ends"), [(2, [2, 2], ["", "afterany:1"]), (8, [8, 5], ["", ""]), (None, [10**6] * 2, ["", ""])]
+)
+def test_fine_tunings_do_not_add_a_cap_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: int | None, shares: list[int], ends: list[str]
+) -> None:
+    """Three pre-trainings are to be done; the fine-tunings are of another one, which is done, and could start at once."""
+    sent: list[tuple[str, int]] = []
+
+    def sbatch(array: Array, target: Target, profile: Profile, dependency: str, share: int) -> str:
+        sent.append((dependency, share))
+        return str(len(sent))
+
+    monkeypatch.setattr(dispatch, "_sbatch", sbatch)
+    monkeypatch.setattr(scheduler, "max_array_size", lambda: 1000)
+    records = [RunRecord.create(tmp_path, change(presets.pretrain("smoke", "synthetic"), {"seed": seed})) for seed in range(4)]
+    records[3].finish({"metrics": {}})
+    tunings = [RunRecord.create(tmp_path, change(presets.finetune("smoke", "synthetic", 4), {"seed": seed})) for seed in range(9)]
+    jobs = [Job(record.id, record.path, stage="pretrain") for record in records[:3]]
+    jobs += [Job(record.id, record.path, stage="finetune", depends_on=(records[3].id,)) for record in tunings]
+    both = {"pretrain": Profile(max_parallel=cap), "finetune": Profile(max_parallel=cap)}
+    dispatch.submit(tmp_path, jobs, Target(both, tmp_path, "study", {}))
+    assert sent == list(zip(ends, shares, strict=True))
 
 
 def test_without_a_cap_nothing_waits() -> None:

@@ -11,7 +11,7 @@ from engine_worker import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hicmae.config import AugmentConfig, EngineConfig, FinetuneConfig, HeadConfig, OptimConfig, RunConfig, change
+from hicmae.config import AugmentConfig, EngineConfig, FinetuneConfig, HeadConfig, OptimConfig, PretrainConfig, RunConfig, change
 from hicmae.data.loader import share
 from hicmae.errors import UsageError
 from hicmae.model.classify import HiCMAEClassifier
@@ -106,6 +106,17 @@ def test_where_there_is_nothing_to_mix(delta: dict[str, object]) -> None:
 def test_an_odd_share_cannot_be_paired() -> None:
     with pytest.raises(UsageError, match="must be even"):
         objective.mixing(CONFIG, 8)
+
+
+def test_contrast_without_negatives_is_refused_with_what_is_allowed() -> None:
+    """A softmax over one clip is 0 whatever the weights: nothing would be learnt from it, and nothing would say so."""
+    config = change(PretrainConfig(), {"optim.batch_size": 8, "optim.accumulation_steps": 2})
+    objective.check_contrast(config, 2)
+    with pytest.raises(UsageError, match=r"optim.batch_size = 8 on 4 processes x 2 accumulation steps .* at least 16"):
+        objective.check_contrast(config, 4)
+    for delta in ({"objective.gather_negatives": True}, {"objective.contrastive": "none"}):
+        objective.check_contrast(change(config, delta), 4)
+    objective.check_contrast(change(CONFIG, {"optim.batch_size": 4}), 4)
 
 
 def test_initial_weights_follow_from_the_seed() -> None:

@@ -36,6 +36,6 @@ MER_MULTI = Corpus(
     citation="Lian et al., MER 2023: Multi-label Learning, Modality Robustness, and Semi-Supervised Learning, ACM MM 2023",
     licence_url="http://merchallenge.cn/",
     layout="train-label.csv, test1-label.csv, train/*.mp4 and test1/*.mp4",
-    published={"samples": 3784, "test": 411},
+    published={"samples": 3784},
     folder="mer_multi",
 )
