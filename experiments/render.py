@@ -48,7 +48,7 @@ def show_plan(console: Console, plan: Plan, graph: bool) -> None:
     if graph:
         console.print(_graph(plan))
     for line in (*_shared(plan), *_cost(plan)):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     for change in plan.changes:
         _show_change(console, change)
     if plan.orphans:

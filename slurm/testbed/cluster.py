@@ -90,6 +90,12 @@ class Cluster:
             self._ask("scontrol", "update", f"NodeName={','.join(sorted(set(listed)))}", "State=RESUME")
         return listed is not None
 
+    def clear(self) -> None:
+        """Cancel every job and wait until none is left, so that what comes next finds the nodes free."""
+        self._ask("scancel", "--user=root")
+        self._wait_for("an empty queue", lambda: self._ask("squeue", "--noheader", "--format=%A") == [], "log/slurmctld.log")
+        self.resume_nodes()
+
     def restart_controller(self) -> None:
         self.kill_controller()
         self.start_controller()

@@ -19,10 +19,11 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 
 
 @pytest.fixture
-def cluster(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """SLURM's commands reach the testbed in a test that asks for this fixture."""
+def cluster(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """SLURM's commands reach the testbed in a test that asks for this fixture; the next one finds no job of it."""
     if os.geteuid() != 0:
         pytest.skip("the SLURM testbed needs root")
     for name, value in running_cluster.environment().items():
         monkeypatch.setenv(name, value)
-    return running_cluster
+    yield running_cluster
+    running_cluster.clear()
