@@ -15,10 +15,12 @@ from rich.console import Console
 from experiments import experiment, launch, render
 from experiments import notify as notifying
 from experiments.cli_report import after_launch
+from experiments.cli_runs import NOTIFY, RUNS
 from experiments.search import definition
 from experiments.search.worker import Request as SearchRequest
 from hicmae.errors import UsageError, raise_unknown
 from hicmae.record import runs_root
+from slurm.machine import check_cap
 
 CLUSTERS = ("local", "slurm")
 
@@ -44,10 +46,6 @@ GpusPerRun = Annotated[int, typer.Option(help="GPUs for each run, where there ar
 _DETERMINISTIC = "Deterministic algorithms and fixed reductions: repeats are bit-identical. Other runs than without."
 Deterministic = Annotated[bool, typer.Option("--deterministic", help=_DETERMINISTIC)]
 UseBest = Annotated[bool, typer.Option("--use-best", help="Of a search: run what it chose, on the outer folds.")]
-Notify = Annotated[
-    str, typer.Option(envvar="HICMAE_NOTIFY", help="Tell a command or a web hook how it ended.", show_default=False)
-]
-Runs = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the plan (or the list) as JSON and stop.")]
 
 
@@ -74,8 +72,8 @@ def launch_command(
     gpus_per_run: GpusPerRun = 1,
     use_best: UseBest = False,
     deterministic: Deterministic = False,
-    notify: Notify = "",
-    runs: Runs = None,
+    notify: NOTIFY = "",
+    runs: RUNS = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan a study, ask, and execute what is missing. Run twice, the second does nothing."""
@@ -122,8 +120,7 @@ def _check(name: str, cluster: str, max_parallel: int | None) -> None:
         raise_unknown("experiment", name, known)
     if cluster not in CLUSTERS:
         raise_unknown("cluster", cluster, CLUSTERS)
-    if max_parallel is not None and max_parallel < 1:
-        raise UsageError(f"--max-parallel {max_parallel}: must be at least 1")
+    check_cap(max_parallel)
 
 
 def _command() -> tuple[str, ...]:

@@ -20,9 +20,10 @@ from rich.console import Console
 from experiments import execution, notify
 from experiments.experiment import Run
 from experiments.render import STATE_ORDER
-from hicmae.errors import HicmaeError, UsageError
+from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
 from slurm import profiles
+from slurm.machine import check_cap
 from slurm.scheduler import SilentSchedulerError
 from slurm.state import RunState, read_states
 
@@ -41,8 +42,7 @@ def target(profile: str, max_parallel: int | None, label: str) -> Target:
     """
     from slurm import dispatch
 
-    if max_parallel is not None and max_parallel < 1:
-        raise UsageError(f"--max-parallel {max_parallel}: must be at least 1")
+    check_cap(max_parallel)
     found = profiles.find(profile)
     dispatch.check_here()
     return dispatch.Target(found, Path(), label, execution.absolute_folders(), max_parallel, profile)

@@ -10,10 +10,8 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,13 @@ from experiments import available, records, study_file
 from hicmae import provenance
 from hicmae.config import RUN_ID_LENGTH
 from hicmae.errors import HicmaeError, RecordError, UsageError, nearest_first, raise_unknown
+from hicmae.provenance import plain_name
 from hicmae.record import RunRecord, write_json
 
 FOLDER = "_reproduced"
 SUGGESTIONS = 8
 _HEX = frozenset("0123456789abcdef")
-_REQUIREMENT = re.compile(r"[A-Za-z0-9_.-]+")
+_INSTALLERS = {"hicmae", "pip", "setuptools", "uv", "wheel"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class Recorded:
         """The run id of the pre-training that it starts from."""
         initial = self.config.get("initial") or {}
         return str(initial["reference"]) if initial.get("source") == "run" else None
+
+    @property
+    def tree(self) -> str:
+        """The digest of the code that it was executed from."""
+        return str((self.snapshot.get("code") or {}).get("tree") or "")
 
     @property
     def processes(self) -> int:
@@ -166,33 +170,21 @@ def environment_differences(recorded: Mapping[str, Any]) -> list[tuple[str, str,
     found = provenance.environment()
     then = recorded.get("environment") or {}
     differences = [("python", str(then["python"]), found["python"])] if then.get("python") not in (None, found["python"]) else []
-    here, tools = {_normal(name): version for name, version in found["packages"].items()}, _tools()
+    here = {plain_name(name): version for name, version in found["packages"].items()}
+    tools = _INSTALLERS.union(provenance.dependencies(extras=True))
     for name, version in (then.get("packages") or {}).items():
-        if _normal(name) not in tools and here.get(_normal(name)) != version:
-            differences.append((str(name), str(version), str(here.get(_normal(name), "not installed"))))
+        if plain_name(name) not in tools and here.get(plain_name(name)) != version:
+            differences.append((str(name), str(version), str(here.get(plain_name(name), "not installed"))))
     cards, cards_here = bool((recorded.get("hardware") or {}).get("gpus")), _has_gpu()
     if cards != cards_here:
         differences.append(("device", "GPU" if cards else "CPU", "GPU" if cards_here else "CPU"))
     return differences
 
 
-def _tools() -> set[str]:
-    try:
-        needs = metadata.requires("hicmae") or []
-    except metadata.PackageNotFoundError:
-        needs = []
-    development = [_REQUIREMENT.match(need) for need in needs if "extra ==" in need]
-    return {"hicmae", "pip", "setuptools", "uv", "wheel", *(_normal(match[0]) for match in development if match)}
-
-
 def _has_gpu() -> bool:
     from slurm.machine import visible_gpus
 
     return bool(visible_gpus())
-
-
-def _normal(name: str) -> str:
-    return str(name).lower().replace("_", "-").replace(".", "-")
 
 
 def require_data(runs: Iterable[Recorded]) -> None:

@@ -94,7 +94,11 @@ def repeat_and_compare(request: Request, console: Console) -> Report:
     earlier = dict.fromkeys(run.pretraining for run in runs if run.pretraining) if request.with_pretraining else {}
     before = [repeats.read(root, run_id) for run_id in earlier]
     differences = _checked(request, [*before, *runs], console)
-    works = [_Work(run, recorded_code.restore(root, run.snapshot, run.id)) for run in (*before, *runs)]
+    codes: dict[str, Path] = {}
+    for run in (*before, *runs):
+        if run.tree not in codes:  # looking for one reads all copies
+            codes[run.tree] = recorded_code.restore(root, run.snapshot, run.id)
+    works = [_Work(run, codes[run.tree]) for run in (*before, *runs)]
     _place(request, works, set(earlier))
     for stage in ("pretrain", "finetune"):
         _execute([work for work in works if work.run.config["stage"] == stage], request.max_parallel, console)

@@ -58,10 +58,10 @@ def _execute_here(
 def _broken(runs_root: Path, target: str) -> Groups:
     """The failed and blocked runs among those that are meant; a run of several studies counts once."""
     wanted = {record.id for record in records.find_many(runs_root, target)}
+    states = read_states(runs_root, sorted(wanted))
     groups: dict[tuple[str, str], list[Run]] = {}
     for name in study_file.studies(runs_root):
         rows = [row for row in study_file.read(runs_root, name)["runs"] if row["run_id"] in wanted]
-        states = read_states(runs_root, [row["run_id"] for row in rows])
         for row in rows:
             if states[row["run_id"]].state in ("failed", "blocked"):
                 run = records.recorded_run(runs_root, name, row)

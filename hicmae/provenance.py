@@ -11,9 +11,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,21 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: found[name] for name in sorted(found, key=lambda name: str(name).lower()) if name},
     }
+
+
+@cache
+def dependencies(extras: bool = False) -> tuple[str, ...]:
+    """The plain names of the distributions that the project depends on, as declared, or of those that its extras bring."""
+    try:
+        lines = metadata.requires("hicmae") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    return tuple(plain_name(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines if ("extra ==" in line) == extras)
+
+
+def plain_name(distribution: str) -> str:
+    """The one spelling of a distribution's name: `PyYAML_Include` is `pyyaml-include`."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def hardware() -> dict[str, Any]:

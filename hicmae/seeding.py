@@ -69,17 +69,15 @@ def seeded_draws(*parts: int | str) -> Iterator[None]:
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Global state of random, numpy and torch's CPU set from the parts inside the block, and as before after it."""
-    import numpy as np
     import torch
 
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        seed_globals(*parts)
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
+    with seeded_draws(*parts):
+        before = torch.get_rng_state()
+        try:
+            torch.manual_seed(derive(*parts))
+            yield
+        finally:
+            torch.set_rng_state(before)
 
 
 def use_deterministic_algorithms(on: bool) -> None:

@@ -49,13 +49,18 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
 
 
+def check_cap(max_parallel: int | None) -> None:
+    """Raise UsageError for a cap that lets nothing run."""
+    if max_parallel is not None and max_parallel < 1:
+        raise UsageError(f"--max-parallel {max_parallel}: must be at least 1")
+
+
 def share(machine: Machine, memory_per_run_bytes: int, max_parallel: int | None = None, gpus_per_run: int = 1) -> Share:
     """Divide a machine: one GPU a run where there are any, else one core; never more runs than memory holds, never none.
 
     Raises UsageError when a single run asks for more GPUs than there are.
     """
-    if max_parallel is not None and max_parallel < 1:
-        raise UsageError(f"--max-parallel {max_parallel}: must be at least 1")
+    check_cap(max_parallel)
     if not machine.gpus:
         at_once, gpus_per_run = machine.cores, 0
     elif gpus_per_run > len(machine.gpus) or gpus_per_run < 1:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
+from forge import free_port
+from mlflow_server import PATIENCE_S, wait_for
 from PIL import Image
 from study_records import CorpusOnDisk, StudyOnDisk, factorial_variants
 
@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.xdist_group("ui"),
 ]  # its fixtures are made once
 NAME = "ablation_hierarchical_smoke"
-PATIENCE_S = 90
 CHROMIUM = [
     "--headless",
     "--no-sandbox",
@@ -58,9 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyOnDisk:
 @pytest.fixture(scope="module")
 def address(study: StudyOnDisk) -> Iterator[str]:
     """`hicmae ui`, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "experiments.cli", "ui", "--port", str(port), "--runs", str(study.root)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -68,22 +65,11 @@ def address(study: StudyOnDisk) -> Iterator[str]:
         assert server.stdout is not None
         said = next(line for line in server.stdout if "MLflow UI" in line)
         assert f"http://127.0.0.1:{port}" in said
-        _wait_for(f"http://127.0.0.1:{port}", server)
+        wait_for(f"http://127.0.0.1:{port}", server)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
-
-
-def _wait_for(address: str, server: subprocess.Popen[str]) -> None:
-    for _ in range(10 * PATIENCE_S):
-        assert server.poll() is None, "the server ended"
-        try:
-            if requests.get(f"{address}/health", timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.1)
-    pytest.fail("the server does not answer")
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 from forge import free_port
 from mlflow import MlflowClient
+from mlflow_server import wait_for
 from postgres_server import postgres
 from study_records import EPOCHS, CorpusOnDisk, StudyOnDisk, VariantOnDisk
 from typer.testing import CliRunner
@@ -56,22 +55,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            _wait_for(f"http://127.0.0.1:{port}", server)
+            wait_for(f"http://127.0.0.1:{port}", server)
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait()
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(900):
-        assert server.poll() is None, "the server ended"
-        try:
-            if requests.get(f"{address}/health", timeout=5).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.1)
-    pytest.fail("the server does not answer")
 
 
 def new_study(root: Path) -> StudyOnDisk:

@@ -7,11 +7,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hicmae.config import FinetuneConfig, RunConfig, flatten
 from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
+
+if TYPE_CHECKING:
+    from hicmae.data.corpora.base import Corpus
 
 STATUS = {
     "done": "FINISHED",
@@ -194,21 +197,22 @@ def confusion_counts(record: RunRecord, entry: Entry) -> Counts | None:
     try:
         table = pq.read_table(record.path / "predictions.parquet", columns=["label", "prediction", "selection"])
         chosen = table.filter(pa.compute.equal(table["selection"], selection))
-        names = classes(entry.corpus)
+        corpus = known_corpus(entry.corpus)
+        names = list(corpus.classes) if corpus else []
         counts = confusion(chosen["label"].to_numpy(), chosen["prediction"].to_numpy(), len(names) or None)
     except (OSError, pa.ArrowException, KeyError, HicmaeError):
         return None
     return names or [str(index) for index in range(len(counts))], counts.tolist()
 
 
-def classes(corpus: str) -> list[str]:
-    """Names of a corpus' classes; none for a corpus that is not known here."""
+def known_corpus(name: str) -> Corpus | None:
+    """The corpus of a name; None for one that is not known here."""
     from hicmae.data import corpora
 
     try:
-        return list(corpora.get(corpus).classes)
+        return corpora.get(name)
     except HicmaeError:
-        return []
+        return None
 
 
 def start_ms(record: RunRecord) -> int | None:

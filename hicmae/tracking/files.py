@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hicmae.config import FinetuneConfig, RunConfig
-from hicmae.errors import HicmaeError
+from hicmae.provenance import dependencies, plain_name
 from hicmae.record import RunRecord
-from hicmae.tracking.content import Counts
+from hicmae.tracking.content import Counts, known_corpus
 from hicmae.tracking.store import write_mlmodel
 
 COPIED = ("config.json", "snapshot.json", "result.json", "predictions.parquet")
@@ -51,21 +49,10 @@ def environment(snapshot: Mapping[str, Any]) -> str:
 def requirements(snapshot: Mapping[str, Any]) -> list[str]:
     """What the project depends on, pinned to the versions that the run had; the project itself as a comment."""
     code, packages = snapshot.get("code") or {}, (snapshot.get("environment") or {}).get("packages") or {}
-    versions = {_plain(name): (name, version) for name, version in packages.items()}
-    pinned = [versions[name] for name in _depended_on() if name in versions]
+    versions = {plain_name(name): (name, version) for name, version in packages.items()}
+    pinned = [versions[name] for name in dependencies() if name in versions]
     head = f"# hicmae {code.get('version', '')} itself: install its checkout, commit {code.get('commit') or 'unknown'}"
     return [head, *(f"{name}=={version}" for name, version in pinned)]
-
-
-@lru_cache(maxsize=1)
-def _depended_on() -> tuple[str, ...]:
-    """The distributions that the project depends on, without those of its extras."""
-    wanted = [line for line in metadata.requires("hicmae") or () if "extra ==" not in line]
-    return tuple(_plain(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in wanted)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def outputs_of(config: RunConfig, names: Sequence[str]) -> list[str]:
@@ -98,13 +85,8 @@ def write_model(record: RunRecord, config: RunConfig, folder: Path, model_id: st
 
 def names_of_outputs(config: RunConfig) -> list[str]:
     """Classes or targets of the run's corpus, where it is known here."""
-    from hicmae.data import corpora
-
-    try:
-        corpus = corpora.get(config.data.corpus)
-    except HicmaeError:
-        return []
-    return list(corpus.classes or corpus.targets)
+    corpus = known_corpus(config.data.corpus)
+    return list(corpus.classes or corpus.targets) if corpus else []
 
 
 def draw_confusion(names: Sequence[str], counts: Sequence[Sequence[int]], path: Path) -> None:
