@@ -8,8 +8,6 @@ Nothing here imports torch: help and plans answer at once.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -20,17 +18,10 @@ from rich.console import Console
 from rich.text import Text
 
 import hicmae
+from experiments import cli_data, cli_launch, cli_model, cli_report, cli_reproduce, cli_runs, cli_search
 from hicmae.errors import HicmaeError, UsageError, nearest_first, raise_unknown
 
-TOPICS = (
-    "launch",
-    "search",
-    "runs",
-    "report",
-    "reproduce",
-    "data",
-    "model",
-)  # experiments/cli_<topic>.py, in the order of the help
+TOPICS = (cli_launch, cli_search, cli_runs, cli_report, cli_reproduce, cli_data, cli_model)  # in the order of the help
 _BadUsage: Any = typer.BadParameter.__mro__[1]  # the parser's UsageError, which typer does not export
 INTERRUPTED = 130
 
@@ -59,13 +50,6 @@ def _root(
     ] = False,
 ) -> None:
     """Options of the command itself."""
-
-
-def _register_topics() -> None:
-    for topic in TOPICS:
-        name = f"experiments.cli_{topic}"
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name).register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -116,7 +100,8 @@ def _unknown(kind: str, name: str, valid: list[str]) -> str:
         return str(error)
 
 
-_register_topics()
+for topic in TOPICS:
+    topic.register(app)
 
 if __name__ == "__main__":
     main()

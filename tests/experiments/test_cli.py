@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import hicmae
-from experiments import cli_runs, experiment, study_file
+from experiments import cli, cli_runs, experiment, study_file
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
 from slurm import scheduler
@@ -98,11 +102,27 @@ def test_version_and_help(place: Path) -> None:
         assert "status" in ended.stdout
 
 
-@pytest.mark.parametrize("command", ["launch", "status", "logs", "cancel", "retry", "diff", "prune"])
-def test_every_command_explains_itself(place: Path, command: str) -> None:
-    ended = call(place, *HICMAE, command, "--help")
-    assert ended.returncode == 0
-    assert f"Usage: hicmae {command}" in ended.stdout
+def commands_below(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, below in getattr(command, "commands", {}).items():
+        yield (*path, name)
+        yield from commands_below(below, (*path, name))
+
+
+COMMANDS = tuple(commands_below(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_and_each_of_its_options_explains_itself(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert " ".join(path) in shown.output
+    command: Any = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]
+    unexplained = [parameter.name for parameter in command.params if not parameter.help]
+    assert command.help[0].isupper(), command.help
+    assert command.help.splitlines()[0].endswith("."), command.help
+    assert unexplained == []
 
 
 def test_the_list_names_every_study(place: Path) -> None:
@@ -211,7 +231,12 @@ def test_the_scheduler_is_asked_once_for_the_runs_of_all_studies(place: Path, mo
     other = experiment.find("ablation_fusion").at_smoke_size()
     study_file.write(place / "runs", other, other.runs(lambda _: "x"), {}, ["hicmae"], {})
     asked: list[int] = []
-    monkeypatch.setattr(scheduler, "ask", lambda wanted: asked.append(len(wanted)) or {})
+
+    def ask(wanted: Collection[str]) -> dict[str, Any]:
+        asked.append(len(wanted))
+        return {}
+
+    monkeypatch.setattr(scheduler, "ask", ask)
     cli_runs.status(runs=place / "runs")
     cli_runs.status(as_json=True, runs=place / "runs")
     assert len(asked) == 2
