@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from experiments import bench_store
 from hicmae.config import AugmentConfig, FinetuneConfig, PretrainConfig
 from hicmae.record import write_json
 
@@ -46,6 +47,7 @@ def bench_data(
     corpus: Annotated[str, typer.Argument(help="A name that `hicmae data list` shows, or folder:PATH and so on.")] = "synthetic",
     px: Annotated[int, typer.Option(help="Width and height of the frames.")] = 160,
     seconds: Annotated[float, typer.Option(help="Time for each case.")] = 4.0,
+    clips: Annotated[int, typer.Option(help="Clips of the store whose opening is timed; 0: none.")] = bench_store.CLIPS,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-data.json"),
 ) -> None:
     """Samples per second of one core: from the store, from the files, and the parts of the work side by side."""
@@ -57,6 +59,8 @@ def bench_data(
             progress.update(task, completed=done, total=total, description=what)
 
         result = measure(corpus, px, seconds, show)
+        if clips:
+            result["large_store"] = bench_store.measure(clips, show)
     write_json(output, result)
     for table in tables(result):
         console.print(table)
@@ -193,4 +197,16 @@ def tables(result: dict[str, Any]) -> list[Table]:
     ):
         ms = {case["name"]: case["ms"] for case in result["cases"]}
         ratios.add_row(name, f"{ms[other] / ms[name]:.2f}", other)
-    return [rates, ratios]
+    return [rates, ratios, *([_large(result["large_store"])] if "large_store" in result else [])]
+
+
+def _large(found: dict[str, Any]) -> Table:
+    """A store of very many clips, opened in a fresh process."""
+    made = Table("", "", "goal", title=f"A store of {found['clips']} clips in a fresh process", box=box.SIMPLE_HEAD)
+    made.add_row("opened in, s", f"{found['open_s']:.2f}", f"{found['goal_open_s']:g}")
+    made.add_row("processor time of that, s", f"{found['open_cpu_s']:.2f}", "")
+    goal = f"{found['goal_bytes'] >> 20}"
+    made.add_row("memory of its own, MB", str(found["open_bytes"] >> 20), goal)
+    made.add_row(f"the same after {found['reads']} reads, MB", str(found["read_bytes"] >> 20), goal)
+    made.add_row("the clips listed before, s", f"{found['list_s']:.2f}", "")
+    return made

@@ -9,22 +9,25 @@ with one thing done another way, timed in turns so that a change in the machine'
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import itertools
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.bench_steps import ATTENTIONS, Case, changes_for, step_of
+from experiments.bench_steps import ATTENTIONS, ZERO, Case, changes_for, step_of
 from hicmae import presets
 from hicmae.errors import HicmaeError, UsageError, raise_unknown
 from hicmae.model.summary import summarise
+from hicmae.train.memory import keep_freed_memory
 
 STAGES = ("pretrain", "finetune")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -89,6 +92,8 @@ def settings_for(
 
 def measure(settings: Settings, steps: int, compare: bool, show: Callable[[int, int, str], None]) -> dict[str, Any]:
     """Time every case, then the changes to the first eager case of each stage; `show(done, total, what)` goes before each."""
+    if settings.device.type == "cpu":
+        keep_freed_memory()  # as runs do
     jobs = [(case, "") for case in settings.cases]
     if compare:
         first = {case.stage: case for case in reversed(settings.cases) if not case.compiled}
@@ -143,17 +148,30 @@ def measure_case(case: Case, device: torch.device, steps: int) -> dict[str, Any]
 
 
 def measure_change(case: Case, change: str, device: torch.device, steps: int) -> dict[str, Any]:
-    """The step as it is and changed, in turns; `times_as_long` is what the change costs. `error` where it cannot run."""
+    """The step as it is and changed, in turns: `times_as_long` and `times_the_memory`. `error` where it cannot run."""
     row: dict[str, Any] = {**asdict(case), "change": change}
     try:
-        both = [step_of(case, device), step_of(case, device, change)]
-        for step in both * _WARM_UP:
-            step()
+        if change.startswith(ZERO):  # the first of its kind imports much that no step needs again
+            step_of(replace(case, size="smoke"), device, change)()
+        both, gigabytes = zip(*(_with_memory(case, device, name) for name in ("", change)), strict=True)
         turns = [[_timed(step, device) for step in both] for _ in range(steps)]
     except _CANNOT_RUN as error:
         return {**row, "error": _first_line(error)}
     own, changed = (statistics.median(column) for column in zip(*turns, strict=True))
-    return {**row, "step_s": own, "changed_step_s": changed, "times_as_long": changed / own}
+    row |= {"step_s": own, "changed_step_s": changed, "times_as_long": changed / own}
+    row |= {"memory_gb": gigabytes[0], "changed_memory_gb": gigabytes[1]}
+    return {**row, "times_the_memory": None if None in gigabytes else gigabytes[1] / gigabytes[0]}
+
+
+def _with_memory(case: Case, device: torch.device, change: str) -> tuple[Callable[[], None], float | None]:
+    """A step, and the GB that its second run takes at most, model and optimiser included, beyond what was there before."""
+    before = _memory_now(device)
+    step = step_of(case, device, change)
+    step()
+    _reset_peak(device)
+    step()
+    peak = _peak_memory(device)
+    return step, None if peak is None or before is None else peak - before
 
 
 def _first_line(error: Exception) -> str:
@@ -173,6 +191,17 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _memory_now(device: torch.device) -> float | None:
+    """GB in use, once memory that Python and the C library no longer need has been given back."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e9
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+    return _resident("VmRSS")
+
+
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -184,10 +213,15 @@ def _peak_memory(device: torch.device) -> float | None:
     """GB: the allocator's peak on a GPU, the process's resident peak on a CPU; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    return _resident("VmHWM")
+
+
+def _resident(name: str) -> float | None:
+    """A number of /proc/self/status in GB."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
     return float(line.split()[1]) * 1024 / 1e9
 
 

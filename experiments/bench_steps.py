@@ -29,9 +29,11 @@ ATTENTIONS = {
     "math": SDPBackend.MATH,
 }
 # What a step is compared with: the same step with one thing done another way.
-PLAIN_ATTENTION, ALL_PATCHES, PLAIN_ADAMW = "plain attention", "embedding all patches", "AdamW not fused"
+PLAIN_ATTENTION, PLAIN_ADAMW = "plain attention", "AdamW not fused"
+ALL_PATCHES, ALL_FEATURES = "embedding all patches", "normalising all features"
 CHECKPOINTING, TWO_HALVES, ZERO = "activation checkpointing", "two accumulated halves", "DeepSpeed, ZeRO "
-CHANGES = (PLAIN_ATTENTION, ALL_PATCHES, PLAIN_ADAMW, CHECKPOINTING, TWO_HALVES, *(f"{ZERO}{stage}" for stage in range(4)))
+AS_RELEASED = (PLAIN_ATTENTION, ALL_PATCHES, ALL_FEATURES, PLAIN_ADAMW)  # what the authors' release does
+CHANGES = (*AS_RELEASED, CHECKPOINTING, TWO_HALVES, *(f"{ZERO}{stage}" for stage in range(4)))
 _SMALLEST_HALVES = {"pretrain": 4, "finetune": 2}  # contrast needs two clips
 Step = Callable[[], None]
 Batch = dict[str, Tensor]
@@ -51,7 +53,7 @@ class Case:
 
 def changes_for(case: Case) -> list[str]:
     """The changes that mean something for a case."""
-    left_out = set() if case.stage == "pretrain" else {ALL_PATCHES}
+    left_out = set() if case.stage == "pretrain" else {ALL_PATCHES, ALL_FEATURES}
     if case.batch < _SMALLEST_HALVES[case.stage] or case.batch % 2:
         left_out.add(TWO_HALVES)
     return [name for name in CHANGES if name not in left_out]
@@ -63,6 +65,8 @@ def step_of(case: Case, device: torch.device, changed: str = "") -> Step:
     model = build_model(config).to(device)
     if changed == ALL_PATCHES:
         _embed_everything(model)
+    if changed == ALL_FEATURES:
+        _normalise_everything(model)
     objective = build_objective(config, model)
     batches = [{name: value.to(device) for name, value in batch.items()} for batch in _batches(config)]
     if changed.startswith(ZERO):
@@ -144,6 +148,16 @@ def _embed_everything(model: nn.Module) -> None:
     assert isinstance(model, HiCMAEPretrain)
     for encoder in (model.encoder, model.encoder_audio):
         encoder.patch_embed = _EmbedAll(encoder.patch_embed)  # type: ignore[assignment]
+
+
+def _normalise_everything(model: nn.Module) -> None:
+    """Normalise the output of every encoder block, and keep it until the encoder is done, as the release does."""
+    assert isinstance(model, HiCMAEPretrain)
+    for encoder in (model.encoder, model.encoder_audio):
+        kept: list[Tensor] = []
+        for block in encoder.blocks:
+            block.register_forward_hook(lambda _, __, output, norm=encoder.norm, kept=kept: kept.append(norm(output)))
+        encoder.register_forward_hook(lambda _, __, ___, kept=kept: kept.clear())
 
 
 def _kernel(name: str) -> AbstractContextManager[None]:

@@ -46,19 +46,21 @@ def tables(result: dict[str, Any]) -> list[Table]:
             continue
         share = "" if case["share_of_peak"] is None else f"{100 * case['share_of_peak']:.0f} %"
         numbers = [f"{case['step_s']:.3f}", f"{case['clips_per_s']:.1f}", f"{case['tflops_per_s']:.2f}"]
-        cases.add_row(_name(case), str(case["batch"]), *numbers, share, _gigabytes(case["peak_memory_gb"]))
+        cases.add_row(_name(case), str(case["batch"]), *numbers, share, _two_places(case["peak_memory_gb"]))
     if not result["changes"]:
         return [cases]
     title = "The same step with one thing done another way, timed in turns"
-    changes = Table("step", "batch", "s", "changed to", "s", "times as long", title=title, box=box.SIMPLE_HEAD)
+    changes = Table("step", "batch", "s", "GB", "changed to", "s", "GB", "time", "memory", title=title, box=box.SIMPLE_HEAD)
+    changes.columns[4].no_wrap = True
     for row in result["changes"]:
         head = f"{row['stage']} {row['size']}", str(row["batch"])
         if "error" in row:
-            changes.add_row(*head, "", row["change"], f"[red]cannot run[/]: {row['error']}")
+            changes.add_row(*head, "", "", row["change"], f"[red]cannot run[/]: {row['error']}")
             continue
-        changes.add_row(
-            *head, f"{row['step_s']:.3f}", row["change"], f"{row['changed_step_s']:.3f}", f"{row['times_as_long']:.2f}"
-        )
+        own = f"{row['step_s']:.3f}", _two_places(row.get("memory_gb"))
+        changed = f"{row['changed_step_s']:.3f}", _two_places(row.get("changed_memory_gb"))
+        ratios = f"x {row['times_as_long']:.2f}", f"x {row['times_the_memory']:.2f}" if row.get("times_the_memory") else ""
+        changes.add_row(*head, *own, row["change"], *changed, *ratios)
     return [cases, changes]
 
 
@@ -88,5 +90,5 @@ def comparison(before: dict[str, Any], after: dict[str, Any], name: str, other: 
     return table
 
 
-def _gigabytes(value: float | None) -> str:
+def _two_places(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"

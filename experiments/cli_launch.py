@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments import experiment, launch, render
+from experiments import execution, experiment, launch, render
 from experiments import notify as notifying
 from experiments.cli_report import after_launch
 from experiments.cli_runs import NOTIFY, RUNS
@@ -23,6 +24,7 @@ from hicmae.record import runs_root
 from slurm.machine import check_cap
 
 CLUSTERS = ("local", "slurm")
+ON_ERROR = ("fail", "skip")
 
 # The options of a launch.
 Name = Annotated[str, typer.Argument(help="A study's name (see --list) or a Python file with study().", show_default=False)]
@@ -45,6 +47,8 @@ MaxParallel = Annotated[int | None, typer.Option(help="At most so many runs at o
 GpusPerRun = Annotated[int, typer.Option(help="GPUs for each run, where there are any.")]
 _DETERMINISTIC = "Deterministic algorithms and fixed reductions: repeats are bit-identical. Other runs than without."
 Deterministic = Annotated[bool, typer.Option("--deterministic", help=_DETERMINISTIC)]
+_ON_ERROR = "Clips that cannot be used: fail, or skip (left out, named in the run's record, counted under its tables)."
+OnError = Annotated[str, typer.Option("--on-error", envvar=execution.ON_ERROR, help=_ON_ERROR)]
 UseBest = Annotated[bool, typer.Option("--use-best", help="Of a search: run what it chose, on the outer folds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the plan (or the list) as JSON and stop.")]
 
@@ -72,6 +76,7 @@ def launch_command(
     gpus_per_run: GpusPerRun = 1,
     use_best: UseBest = False,
     deterministic: Deterministic = False,
+    on_error: OnError = "fail",
     notify: NOTIFY = "",
     runs: RUNS = None,
     as_json: AsJson = False,
@@ -81,6 +86,7 @@ def launch_command(
     if list_studies:
         return _list(console, as_json)
     _check(name, cluster, max_parallel)
+    _pass_on(on_error)
     request = launch.Request(
         name=name,
         runs_root=runs or runs_root(),
@@ -121,6 +127,14 @@ def _check(name: str, cluster: str, max_parallel: int | None) -> None:
     if cluster not in CLUSTERS:
         raise_unknown("cluster", cluster, CLUSTERS)
     check_cap(max_parallel)
+
+
+def _pass_on(on_error: str) -> None:
+    """Leave the policy where runs look for it: those of this machine, of SLURM and of a search's workers inherit it."""
+    if on_error not in ON_ERROR:
+        raise_unknown("--on-error", on_error, ON_ERROR)
+    if on_error != os.environ.get(execution.ON_ERROR, ON_ERROR[0]):
+        os.environ[execution.ON_ERROR] = on_error
 
 
 def _command() -> tuple[str, ...]:
@@ -164,11 +178,12 @@ def _search(request: launch.Request, console: Console, cluster: str, dry_run: bo
         command=request.command,
     )
     wanted = replace(_search_request(request), folds=_folds(request.only))
+    studies = search_launch.studies(wanted)  # before: who edits their file meanwhile means the next launch
     exit_code = search_launch.launch(wanted, how, console)
     if not dry_run and (cluster == "local" or request.wait):
-        after_launch(request.runs_root, search_launch.studies(wanted), exit_code)
+        after_launch(request.runs_root, studies, exit_code)
         if request.notify:
-            notifying.notify(request.notify, request.name, exit_code, search_launch.counts(wanted), "trials")
+            notifying.notify(request.notify, request.name, exit_code, search_launch.counts(request.runs_root, studies), "trials")
     return exit_code
 
 

@@ -1,4 +1,4 @@
-"""`hicmae parity`, `summary`, `predict`, `embed`, `pictures` and `bench`: models on the command line.
+"""`hicmae parity`, `summary`, `predict`, `embed`, `weights`, `pictures` and `bench`: models on the command line.
 
     hicmae parity tests/golden
     hicmae predict clip.mp4 --model runs/0123456789abcdef
@@ -25,7 +25,7 @@ from experiments.bench_data import bench_data
 from experiments.bench_launch import bench_launch
 from experiments.bench_report import bench_report
 from experiments.bench_tracking import bench_tracking
-from hicmae.errors import UsageError, raise_unknown
+from hicmae.errors import HicmaeError, UsageError, raise_unknown
 from hicmae.presets import ENCODERS, check_size
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ MODEL = Annotated[
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FEATURE_FILES = (".npz", ".csv", ".parquet")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 METHODS = ("pca", "tsne")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this topic."""
-    commands: tuple[Callable[..., None], ...] = (parity, summary, predict, embed, pictures)
+    commands: tuple[Callable[..., None], ...] = (parity, summary, predict, embed, weights, pictures)
     for command in commands:
         app.command(rich_help_panel=PANEL)(command)
     bench = typer.Typer(no_args_is_help=True, help="Measure how fast models are here, and compare two measurements.")
@@ -75,6 +76,8 @@ def parity(
         raise typer.Exit(1 if failed else 0)
     console = Console()
     console.print(_parity_table(checks))
+    for line in _floor_lines(checks):
+        console.print(line, highlight=False, soft_wrap=True)
     files = len({check.file for check in checks})
     console.print(f"{len(checks) - len(failed)} of {len(checks)} quantities in {files} files are equal to the authors' release")
     raise typer.Exit(1 if failed else 0)
@@ -88,6 +91,19 @@ def _parity_table(checks: list[Check]) -> Table:
             mark = "[green]equal[/]" if check.passed else f"[bold red]DIFFERS[/] {check.where}"
             table.add_row(f"  {check.quantity}", f"{check.difference:.2g}", f"{check.tolerance:g}", mark)
     return table
+
+
+def _floor_lines(checks: list[Check]) -> list[str]:
+    """What counts as a tiny gradient, and how many there are; nothing when there are none."""
+    from hicmae.parity import TINY_GRADIENT
+
+    counted = [f"{check.below_floor} of {check.quantity} in {check.file}" for check in checks if check.below_floor]
+    if not counted:
+        return []
+    return [
+        f"Gradients are sums of absolute values. One below {TINY_GRADIENT:g} of the largest of its file is 0 on paper and "
+        f"rounding noise in both programs: its difference is relative to that floor. So it is with {', '.join(counted)}."
+    ]
 
 
 def summary(
@@ -184,6 +200,31 @@ def embed(
     features = inference.embed(loaded, clips, modality, pick_device(device))
     _write_features(output, clips, features)
     Console().print(f"{features.shape[0]} clips, {features.shape[1]} features each: {output}")
+
+
+def weights(
+    source: Annotated[str, typer.Argument(help="A run directory or id, or a checkpoint file.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="The file to write: .safetensors, .pth or .pt.", show_default=False)],
+    epoch: Annotated[int | None, typer.Option(help="Of a pre-training: the epoch kept.", show_default="the last", min=1)] = None,
+) -> None:
+    """Write a model's weights under the authors' names: .safetensors bare, .pth as their code saves and reads it."""
+    if output.suffix not in WEIGHT_FILES:
+        raise UsageError(f"{output}: unknown ending; valid: {', '.join(WEIGHT_FILES)}")
+    if source in ENCODERS:
+        raise UsageError(f"{source} is a size with new, random weights; give a run or a checkpoint file")
+    if epoch is not None and Path(source).is_file():
+        raise UsageError(f"--epoch is for runs of pre-training; {source} is a file")
+    from hicmae.model.official import save_official
+    from hicmae.model.zoo import open_model
+
+    loaded = open_model(source, epoch=epoch)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_official(loaded.model, output)
+    except OSError as error:
+        raise HicmaeError(f"{output}: cannot be written ({error.strerror}); free space there or choose another place") from None
+    values = sum(parameter.numel() for parameter in loaded.model.parameters())
+    Console().print(f"{loaded.config.stage}, {values:,} parameters: {output}", highlight=False, soft_wrap=True)
 
 
 def pictures(

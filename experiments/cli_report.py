@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ from hicmae.record import runs_root
 PANEL = "Results"
 BUILD = Path("reports/build")
 SHOWN_PROBLEMS = 20
+PATIENCE_S = 60.0
 POSTGRES = ("postgresql://", "postgresql+psycopg://")
 RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 URI = Annotated[str | None, typer.Option(help="MLflow's store or server.", show_default="$MLFLOW_TRACKING_URI or a file in runs")]
@@ -34,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 def report(
     name: Annotated[str | None, typer.Argument(help="A study; all of them when left out.", show_default=False)] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check: fail if a file is stale or a cell incomplete.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check: fail if a file is stale or edited, or a cell incomplete.")
+    ] = False,
     if_changed: Annotated[
         bool, typer.Option("--if-changed", help="Only when the records changed since the last report.")
     ] = False,
@@ -57,13 +60,13 @@ def report(
 
     extras = None if columns is None else [column.strip() for column in columns.split(",") if column.strip()]
     if check:
-        from reports.build import check_report
+        from reports.check import check_report
 
         wrong = check_report(runs or runs_root(), out, name, extras)
         _print_problems(wrong)
         if wrong:
             raise HicmaeError(f"{out}: {len(wrong)} things are not as they should be")
-        typer.echo(f"{out}: up to date, every cell complete")
+        typer.echo(f"{out}: up to date and untouched, every cell complete")
         return
     if if_changed and is_current(runs or runs_root(), out, name, extras, pdf):
         typer.echo(f"report: {out / 'report.html'} is up to date")
@@ -105,6 +108,7 @@ def sync(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C, as a service.")] = False,
     if_changed: Annotated[bool, typer.Option("--if-changed", help="Do not even ask MLflow when nothing changed.")] = False,
     every_s: Annotated[float, typer.Option(help="Seconds between two looks with --follow.", min=0.1)] = 10.0,
+    patience_s: Annotated[float, typer.Option(help="Seconds for a server that does not answer.", min=0)] = PATIENCE_S,
     upload_models: Annotated[
         bool, typer.Option("--upload-models", help="Copy weights to a server; else it is told where they are.")
     ] = False,
@@ -113,14 +117,14 @@ def sync(
 ) -> None:
     """Carry recorded runs into MLflow: only what is new, each thing once."""
     if follow:
-        _follow(name, uri, runs or runs_root(), every_s, upload_models)
+        _follow(name, uri, runs or runs_root(), every_s, upload_models, patience_s)
         return
     from hicmae.tracking import is_up_to_date
 
     if if_changed and not upload_models and is_up_to_date(runs or runs_root(), uri):
         typer.echo("mlflow: up to date")
         return
-    typer.echo(_synchronised(name, uri, runs or runs_root(), upload_models=upload_models))
+    typer.echo(_synchronised(name, uri, runs or runs_root(), upload_models=upload_models, patience_s=patience_s))
 
 
 def after_launch(root: Path, studies: Sequence[str], exit_code: int) -> None:
@@ -140,31 +144,49 @@ def after_launch(root: Path, studies: Sequence[str], exit_code: int) -> None:
         typer.echo(f"! {error}", err=True)
 
 
-def _follow(name: list[str] | None, uri: str | None, root: Path, every_s: float, upload_models: bool) -> None:
-    said = ""
+def _follow(name: list[str] | None, uri: str | None, root: Path, every_s: float, upload_models: bool, patience_s: float) -> None:
+    """Look again and again. What has been said is not repeated until a look went well: an outage is one line, however long."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        is_known = "does not answer" in line and any("does not answer" in earlier for earlier in said)
+        if line and line not in said and not is_known:
+            said.add(line)
+            typer.echo(line)
+
     while True:
         try:
-            line = _synchronised(name, uri, root, quiet=True, upload_models=upload_models)
+            line = _synchronised(name, uri, root, True, upload_models, patience_s, say)
+            said.clear()
+            if line:
+                typer.echo(line)
         except UsageError:
             raise
         except HicmaeError as error:  # the server is away: only a delay
-            line = str(error)
-        if line and line != said:
-            typer.echo(line)
-        said = line
+            say(str(error))
         time.sleep(every_s)
 
 
-def _synchronised(name: list[str] | None, uri: str | None, root: Path, quiet: bool = False, upload_models: bool = False) -> str:
+def _synchronised(
+    name: list[str] | None,
+    uri: str | None,
+    root: Path,
+    quiet: bool = False,
+    upload_models: bool = False,
+    patience_s: float = PATIENCE_S,
+    say: Callable[[str], None] = typer.echo,
+) -> str:
     from hicmae.tracking import default_uri, sync
     from reports.summaries import summaries
 
-    found = sync(root, uri, studies=name or None, summarise=summaries, say=typer.echo, upload_models=upload_models)
+    found = sync(
+        root, uri, studies=name or None, summarise=summaries, say=say, patience_s=patience_s, upload_models=upload_models
+    )
     if quiet and not found.sent_runs:
         return ""
     counts = f"{found.sent_runs} runs sent, {found.unchanged_runs} unchanged, {found.points} points"
-    studies = "1 study" if found.studies == 1 else f"{found.studies} studies"
-    return f"mlflow: {studies}, {counts}; {uri or default_uri(root)}"
+    count = "1 study" if found.studies == 1 else f"{found.studies} studies"
+    return f"mlflow: {count}, {counts}; {uri or default_uri(root)}"
 
 
 def ui(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from experiments import records, render, retrying, study_file
 from hicmae.config import differences
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord, runs_root
-from slurm import scheduler
+from slurm import arrays, scheduler
 from slurm.local import local_process
 from slurm.progress import Progress
 from slurm.state import RunState, read_states
@@ -86,19 +87,31 @@ def cancel(
     target: Annotated[str, typer.Argument(help="A run id (or its beginning), or a study.")],
     runs: RUNS = None,
 ) -> None:
-    """Stop runs and take them off the list; a later launch starts them again from their last checkpoint."""
+    """Stop runs, and a search's workers on SLURM, and take them off the list; a later launch goes on from their last checkpoint.
+
+    A run whose machine died is taken off the list too; one that still writes on another machine is left alone.
+    """
     root = runs or runs_root()
-    found = records.find_many(root, target)
+    serving, studies = arrays.serving(root, target), study_file.studies(root)
+    served = list(dict.fromkeys(name for array in serving for name in array.resources.get("workers_of", ())))
+    targets = [target] if target in studies or not serving else [name for name in served if name in studies]
+    found = list(dict.fromkeys(record for each in targets for record in records.find_many(root, each)))
     try:
         states = read_states(root, [record.id for record in found], must_answer=True)
+        workers = [array.job_id or scheduler.find_job(array.name) for array in serving]
     except scheduler.SilentSchedulerError as silent:
         raise HicmaeError(f"nothing was cancelled, for the scheduler does not answer: {silent}") from None
-    scheduler.cancel([state.job for state in states.values() if state.is_active and state.job])
-    stopped = [record for record in found if _cancel(record)]
+    scheduler.cancel([*filter(None, workers), *(state.job for state in states.values() if state.is_active and state.job)])
+    elsewhere = [record for record in found if _is_elsewhere(states[record.id])]
+    stopped = [record for record in found if record not in elsewhere and _cancel(record)]
     for record in stopped:
         _wait_for_end(record)
         record.append_event("cancelled", reason="by request")
+    if serving:
+        typer.echo(f"cancelled the workers of {', '.join(served) or target}")
     typer.echo(f"cancelled {len(stopped)} of {len(found)} runs; the others were done or never planned")
+    for record in elsewhere:
+        typer.echo(f"left alone: {record.id} is {states[record.id].state} {states[record.id].reason}; cancel it there")
 
 
 def retry(
@@ -139,16 +152,20 @@ def prune(
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Also the resume points of finished runs (their weights stay).")
     ] = False,
+    reproduced: Annotated[bool, typer.Option("--reproduced", help="Also the repeats that `hicmae reproduce` made.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     runs: RUNS = None,
 ) -> None:
     """Remove run directories that no launched study names, after showing their size and asking."""
     root = runs or runs_root()
-    wastes = [records.orphans(root), *([records.spent_checkpoints(root)] if checkpoints else [])]
-    wastes = [waste for waste in wastes if waste.paths]
+    orphans, spared = records.orphans(root)
+    chosen = [records.spent_checkpoints] * checkpoints + [records.repeats] * reproduced
+    wastes = [waste for waste in (orphans, *(find(root) for find in chosen)) if waste.paths]
     for waste in wastes:
         typer.echo(f"{len(waste.paths):6d}  {render.size_text(waste.bytes):>9}  {waste.why}")
+    for reason, count in Counter(spared.values()).items():
+        typer.echo(f"{count:6d}  {'spared':>9}  {reason}")
     if not wastes:
         typer.echo("nothing to prune")
     if not wastes or dry_run:
@@ -157,8 +174,10 @@ def prune(
         raise UsageError("nobody can answer here (not a terminal): add --yes to remove, or --dry-run to look only")
     if not yes:
         typer.confirm(f"Remove {render.size_text(sum(waste.bytes for waste in wastes))} for good?", default=False, abort=True)
-    for waste in wastes:
-        waste.remove()
+    with arrays.launching(root):  # what was launched while somebody made up their mind is spared
+        still = {*records.orphans(root)[0].paths, *(path for find in chosen for path in find(root).paths)}
+        for waste in wastes:
+            waste.remove(still)
     typer.echo(f"removed {render.size_text(sum(waste.bytes for waste in wastes))}")
 
 
@@ -250,6 +269,11 @@ def _cancel(record: RunRecord) -> bool:
     if process is not None:
         os.kill(process, signal.SIGTERM)
     return True
+
+
+def _is_elsewhere(state: RunState) -> bool:
+    """Whether a run that is no job writes on another machine, where no signal from here reaches it."""
+    return state.state == "running" and not state.job and state.host not in ("", socket.gethostname())
 
 
 def _wait_for_end(record: RunRecord) -> None:

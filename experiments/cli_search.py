@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.cli_report import after_launch
 from experiments.search import definition, launch
+from experiments.search import space as spaces
 from experiments.search.definition import Search, trial_name
 from experiments.search.worker import Request, folder_of, requested
 from hicmae.errors import UsageError
@@ -45,14 +46,19 @@ def run(
     name: NAME,
     smoke: SMOKE = False,
     fold: FOLD = None,
-    workers: Annotated[int | None, typer.Option(help="Workers at once.", show_default="what the machine allows")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Workers at once, on slurm over all outer folds.", show_default="what the machine allows; 4 on slurm"),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Another budget: so many trials in all.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="Another budget: so many GPU-hours in all.")] = None,
     cluster: Annotated[str, typer.Option(help="Where workers run: local or slurm.")] = "local",
     profile: Annotated[
         str, typer.Option(help="With slurm: the cluster's section in slurm.toml or slurm/profiles.toml.")
     ] = "default",
-    wait: Annotated[bool, typer.Option("--wait", help="With slurm: stay, and submit again, until the budget is spent.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With slurm: stay, and tell how trials end, until the budget is spent.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the space, print the plan and stop.")] = False,
     runs: RUNS = None,
@@ -60,9 +66,10 @@ def run(
     """Search until the budget is spent. Stopped at any moment, the next call goes on."""
     request = Request(name, runs or runs_root(), smoke, tuple(fold or ()), trials, gpu_hours)
     how = launch.How(workers, cluster, profile, wait, yes, dry_run, ("hicmae", *sys.argv[1:]))
+    studies = launch.studies(request)  # before: who edits their file meanwhile means the next launch
     exit_code = launch.launch(request, how, Console())
     if not dry_run and (cluster == "local" or wait):
-        after_launch(request.runs_root, launch.studies(request), exit_code)
+        after_launch(request.runs_root, studies, exit_code)
     raise typer.Exit(exit_code)
 
 
@@ -139,12 +146,14 @@ def _begun(name: str, smoke: bool, folds: list[int] | None, runs: Path | None) -
 
 
 def _table(search: Search, rows: list[Row]) -> Table:
-    sign = -1 if search.maximizes else 1
+    from experiments.search.study import ranked
+
+    best = ranked(search, rows)
     objective = "value" if search.function else f"validation {search.metric}"
     table = Table(title=f"{search.name}: {_counts(rows)}", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "state", objective, *search.space, "note"):
+    for column in ("trial", "state", objective, *spaces.short_names(search.space).values(), "note"):
         table.add_column(column)
-    for row in sorted(rows, key=lambda row: (row.state != "done", sign * (row.value or 0.0), row.number)):
+    for row in [*best, *(row for row in rows if row not in best)]:
         values = [_short(row.params[field]) if field in row.params else "" for field in search.space]
         value = "" if row.value is None else f"{row.value:.6g}"
         table.add_row(trial_name(row.number), row.state, value, *values, str(row.notes.get("reason", "")))

@@ -45,7 +45,7 @@ def target(profile: str, max_parallel: int | None, label: str) -> Target:
     check_cap(max_parallel)
     found = profiles.find(profile)
     dispatch.check_here()
-    return dispatch.Target(found, Path(), label, execution.absolute_folders(), max_parallel, profile)
+    return dispatch.Target(found, Path(), label, execution.environment_of_runs(), max_parallel, profile)
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,11 @@ def launch(runs_root: Path, to_do: Sequence[Run], target: Target, watch: Watch, 
 
 
 def _notify_after(runs_root: Path, job_ids: Sequence[str], target: Target, watch: Watch, console: Console) -> None:
-    """Leave word in the queue: a job that tells how the others ended, after all of them."""
+    """Leave word in the queue: a job that tells how the others ended, after all of them, those of earlier launches too."""
     from slurm import dispatch
 
+    queued = [state.job for state in read_states(runs_root, [run.run_id for run in watch.runs]).values() if _is_queued(state)]
+    job_ids = [*job_ids, *(job.partition("_")[0] for job in queued)]
     words = [watch.notify, watch.study, *(run.run_id for run in watch.runs)]
     label = f"notify-{target.label}"
     try:

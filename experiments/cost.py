@@ -1,73 +1,68 @@
-"""What runs will cost in time and disk: from recorded runs of the same shape where there are any, else from FLOPs.
+"""What runs will cost in time and disk: from runs of the same shape recorded by any study here, else from FLOPs.
 
 The FLOPs are those of the matrix products of the transformers (2 per multiply and add); backward counts twice forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from experiments import recipes
+from experiments import durations, recipes
 from experiments.available import why_absent
+from experiments.durations import Took, shape_of
 from experiments.experiment import Run
-from hicmae.config import DataConfig, DecoderConfig, EncoderConfig, PretrainConfig, RunConfig, flatten
-from hicmae.record import RunRecord
+from hicmae.config import DataConfig, DecoderConfig, EncoderConfig, PretrainConfig, RunConfig
 from slurm.machine import visible_gpus
 
 GPU_FLOPS = 100e12  # per second, sustained in mixed precision by a card of the A100's class; an assumption, printed as such
 CORE_FLOPS = 25e9  # per second, sustained in float32 by one core
 START_S = 10.0  # of a process, before its first step
-UNIT = {"gpu": "GPU-hours", "cpu": "CPU-hours"}
-# What does not change how long a run takes.
-_SHAPELESS = ("seed", "data.fold", "data.fingerprint", "initial.reference", "initial.source", "initial.epoch", "keep_epochs")
+UNIT = {"gpu": "GPU-hours", "cpu": "core-hours"}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Device hours (of `unit`) and bytes on disk; `measured` says whether recorded runs of the shape stand behind it."""
+    """Hours (of GPUs, or of cores) and bytes on disk; `measured` counts the runs that are known from recorded ones."""
 
     hours: float
     disk_bytes: int
-    measured: bool
+    measured: int
     wall_s: float
     unknown: int = 0  # runs on a corpus of unknown size, counted with their start alone
 
 
-def shape_of(config: RunConfig) -> tuple[tuple[str, Any], ...]:
-    """All fields that decide how long a run takes: runs of equal shape are compared."""
-    return tuple((name, value) for name, value in flatten(config).items() if name not in _SHAPELESS)
-
-
 class Costs:
-    """Predicts costs from the runs recorded under a root; every shape is looked up once."""
+    """Predicts costs from the runs recorded under a root, which are read when the first question comes."""
 
-    def __init__(self, runs_root: Path, done: Iterable[Run], device: str | None = None) -> None:
-        self._walls: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    def __init__(self, runs_root: Path, device: str | None = None) -> None:
         self.device = device or ("gpu" if visible_gpus() else "cpu")
-        self._recorded_hours: dict[tuple[tuple[str, Any], ...], list[float]] = {}
-        for run in done:
-            self._take(runs_root, run)
+        self._runs_root = runs_root
+        self._known: dict[str, Cost] = {}
 
     def of(self, run: Run) -> Cost:
         """The cost of a run from its beginning."""
-        shape, disk_bytes = shape_of(run.config), disk(run.config)
-        if shape in self._walls:
-            return Cost(median(self._recorded_hours[shape]), disk_bytes, True, median(self._walls[shape]))
-        wall_s = START_S + flops(run.config) / (GPU_FLOPS if self.device == "gpu" else CORE_FLOPS)
-        return Cost(wall_s / 3600, disk_bytes, False, wall_s, unknown=int(clips_of(run.config.data) == 0))
+        if run.run_id not in self._known:
+            self._known[run.run_id] = self._predicted(run.config)
+        return self._known[run.run_id]
 
-    def _take(self, runs_root: Path, run: Run) -> None:
-        result = RunRecord(runs_root / run.run_id).result() or {}
-        wall_s = result.get("wall_s")
-        if isinstance(wall_s, (int, float)):
-            hours = result.get(f"{self.device}_hours") or wall_s / 3600
-            self._walls.setdefault(shape_of(run.config), []).append(float(wall_s))
-            self._recorded_hours.setdefault(shape_of(run.config), []).append(float(hours))
+    def _predicted(self, config: RunConfig) -> Cost:
+        disk_bytes = disk(config)
+        if alike := self._recorded.get(shape_of(config)):
+            return Cost(median(took.hours for took in alike), disk_bytes, 1, median(took.wall_s for took in alike))
+        wall_s = START_S + flops(config) / (GPU_FLOPS if self.device == "gpu" else CORE_FLOPS)
+        return Cost(wall_s / 3600, disk_bytes, 0, wall_s, unknown=int(clips_of(config.data) == 0))
+
+    @cached_property
+    def _recorded(self) -> dict[str, list[Took]]:
+        """What runs took on devices of this kind, by their shape."""
+        found: dict[str, list[Took]] = {}
+        for took in durations.recorded(self._runs_root):
+            if took.device == self.device:
+                found.setdefault(took.shape, []).append(took)
+        return found
 
 
 def flops(config: RunConfig) -> float:

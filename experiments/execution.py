@@ -15,6 +15,7 @@ from slurm.view import counts, view_for
 
 STOPPED = 130
 FOLDERS = ("HICMAE_DATA", "HICMAE_STORE", "HICMAE_CHECKPOINTS")  # may be named relative to the launcher's folder
+ON_ERROR = "HICMAE_ON_ERROR"  # fail or skip, of clips that cannot be used; `--on-error` of a launch
 
 
 def job_of(runs_root: Path, run: Run, expected_s: float | None = None) -> Job:
@@ -27,16 +28,17 @@ def execute_here(
     jobs: Sequence[Job], console: Console, code: Path, max_parallel: int | None = None, gpus_per_run: int = 1
 ) -> int:
     """Execute jobs from the code in a folder; returns the exit code: 0 when all is done, 1 when runs failed, 130 when stopped."""
-    options = Options(max_parallel=max_parallel, gpus_per_run=gpus_per_run, environment=absolute_folders(), code=code)
+    options = Options(max_parallel=max_parallel, gpus_per_run=gpus_per_run, environment=environment_of_runs(), code=code)
     with view_for(console) as view:
         executor = LocalExecutor(jobs, view, options)
         board = executor.execute()
     return conclude(console, board, stopped=executor.stopping > 0)
 
 
-def absolute_folders() -> dict[str, str]:
-    """Environment variables that name folders, so that they mean the same to a run, which starts in another folder."""
-    return {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
+def environment_of_runs() -> dict[str, str]:
+    """Variables of this launch that its runs need wherever they start; folders become absolute, for runs start in another."""
+    folders = {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
+    return folders | ({ON_ERROR: os.environ[ON_ERROR]} if os.environ.get(ON_ERROR) else {})
 
 
 def conclude(console: Console, board: Sequence[Entry], stopped: bool) -> int:

@@ -26,6 +26,7 @@ from experiments import available, cluster, execution, experiment, notify, rende
 from experiments.experiment import Experiment, Run
 from experiments.plan import Plan, make_plan
 from hicmae import presets
+from hicmae.config import FinetuneConfig
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
 from slurm import arrays, code, profiles
@@ -60,8 +61,21 @@ def plan_for(request: Request, study: Experiment) -> tuple[Plan, available.Finge
     recorded = study_file.read_or_none(request.runs_root, study.name)
     prints = available.Fingerprints((recorded or {}).get("fingerprints"))
     runs = study.runs(prints)
+    _check_starts(runs, request.runs_root)
     chosen = selection.select(runs, request.only)
     return make_plan(study, runs, chosen, request.runs_root, recorded, prints.missing), prints
+
+
+def _check_starts(runs: Sequence[Run], runs_root: Path) -> None:
+    """Raise ConfigError for a run that fine-tunes a modality which the weights that it starts from lack."""
+    planned = {run.run_id for run in runs}  # pre-trainings of the study itself have both streams
+    others = [run.config for run in runs if isinstance(run.config, FinetuneConfig) and run.config.initial.source != "scratch"]
+    checked = {(c.initial, c.head.modality): c for c in others if c.initial.reference not in planned}
+    if checked:
+        from hicmae.train.initial import check_modality  # imports torch, which most plans do without
+
+        for config in checked.values():
+            check_modality(config, runs_root)
 
 
 def requested(request: Request, found: Experiment | None = None) -> Experiment:

@@ -4,7 +4,7 @@
     hicmae launch ablation_hierarchical --notify https://hooks.example.org/abc
 
 A command gets one line of text as its last argument and the facts as JSON on its standard input; a web hook gets them as a POST.
-On SLURM, where the launcher is gone by then, a small job that waits for all others tells it:
+On SLURM, where the launcher is gone by then, a small job tells it; it waits for all jobs that the study has in the queue:
 
     srun python -m experiments.notify --array ARRAY_FOLDER      # written into the job script by slurm/dispatch.py
 """
@@ -24,6 +24,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
+from experiments.render import STATE_ORDER
 from hicmae.errors import HicmaeError
 from slurm import arrays
 from slurm.state import read_states
@@ -32,11 +33,11 @@ TIMEOUT_S = 30
 
 
 def notify(receiver: str, study: str, exit_code: int, counts: dict[str, int], what: str = "runs") -> None:
-    """Send the facts of a launch, with how many runs (or trials) ended how.
+    """Send the facts of a launch, with how many runs (or trials) ended how: finished, failed, unfinished (cut off) or stopped.
 
     Raises HicmaeError, without what may be secret, when they do not get through.
     """
-    outcome = {0: "finished", 130: "stopped"}.get(exit_code, "failed")
+    outcome = {0: "finished", 130: "stopped"}.get(exit_code, "failed" if counts.get("failed") or not counts else "unfinished")
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
     facts = {"study": study, "outcome": outcome, what: counts, "text": f"{study} {outcome}: {told}"}
     try:
@@ -51,8 +52,9 @@ def notify(receiver: str, study: str, exit_code: int, counts: dict[str, int], wh
 
 def tell(receiver: str, study: str, runs_root: Path, run_ids: Sequence[str]) -> None:
     """Send how runs that are over have ended. Raises HicmaeError."""
-    ended = Counter(state.state for state in read_states(runs_root, run_ids).values())
-    notify(receiver, study, 0 if set(ended) <= {"done"} else 1, dict(ended))
+    found = Counter(state.state for state in read_states(runs_root, run_ids).values())
+    ended = {state: found[state] for state in STATE_ORDER if found[state]}
+    notify(receiver, study, 0 if set(ended) <= {"done"} else 1, ended)
 
 
 def main(folder: Path) -> int:

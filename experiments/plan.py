@@ -15,13 +15,11 @@ from typing import Any
 
 from experiments.cost import UNIT, Cost, Costs
 from experiments.experiment import Experiment, Run
-from experiments.study_file import row
+from experiments.study_file import Place, earlier, places_of, row, rows
 from hicmae.config import differences
 from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
 from slurm.state import RunState, read_states
-
-Place = tuple[str, str, str, int | None, int]  # variant, stage, corpus, fold, seed: a run's place in its study
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Plan:
         return Cost(
             hours=sum(cost.hours for cost in costs),
             disk_bytes=sum(cost.disk_bytes for cost in costs),
-            measured=bool(costs) and all(cost.measured for cost in costs),
+            measured=sum(cost.measured for cost in costs),
             wall_s=sum(cost.wall_s for cost in costs),
             unknown=sum(cost.unknown for cost in costs),
         )
@@ -91,7 +89,7 @@ class Plan:
             "shared": [run.run_id for run in self.shared()],
             "unit": UNIT[self.costs.device],
             "hours": cost.hours,
-            "hours_from": "recorded runs" if cost.measured else "FLOPs",
+            "hours_from": {"recorded runs": cost.measured, "FLOPs": len(self.to_do) - cost.measured},
             "disk_bytes": cost.disk_bytes,
             "of_unknown_length": cost.unknown,
             "missing": dict(self.missing),
@@ -112,16 +110,17 @@ def make_plan(
     """Reconcile what is wanted with what is recorded; `recorded` is the study file of the last launch, if there was one."""
     states = read_states(runs_root, [run.run_id for run in runs])
     old = _places(recorded)
-    wanted = {run.run_id for run in runs}
+    needed = {run.run_id for run in runs} | {old["run_id"] for old in earlier(recorded, experiment, runs)}
+    named = {old["run_id"] for old in rows(recorded)} if recorded else set()
     return Plan(
         experiment,
         list(runs),
         list(selected),
         states,
-        Costs(runs_root, [run for run in runs if states[run.run_id].state == "done"], None if experiment.is_smoke else "gpu"),
+        Costs(runs_root, None if experiment.is_smoke else "gpu"),
         missing,
         tuple(_changes(runs, old, runs_root)),
-        tuple(sorted({run_id for run_id in old.values() if run_id not in wanted and (runs_root / run_id).is_dir()})),
+        tuple(sorted(run_id for run_id in named - needed if (runs_root / run_id).is_dir())),
     )
 
 
@@ -129,8 +128,7 @@ def _places(recorded: Mapping[str, Any] | None) -> dict[Place, str]:
     """Which run stood where at the last launch."""
     found: dict[Place, str] = {}
     for run in (recorded or {}).get("runs", ()):
-        for variant in run["variants"]:
-            found[variant, run["stage"], run["corpus"], run["fold"], run["seed"]] = run["run_id"]
+        found.update(dict.fromkeys(places_of(run), run["run_id"]))
     return found
 
 
@@ -138,8 +136,7 @@ def _changes(runs: Sequence[Run], old: Mapping[Place, str], runs_root: Path) -> 
     """Group the runs that are new where another stood before by the fields that differ."""
     groups: dict[str, tuple[Mapping[str, tuple[Any, Any]], list[str]]] = {}
     for run in runs:
-        places: list[Place] = [(variant, run.stage, run.corpus, run.fold, run.seed) for variant in run.variants]
-        before = next((old[place] for place in places if place in old), run.run_id)
+        before = next((old[place] for place in places_of(row(run)) if place in old), run.run_id)
         if before != run.run_id:
             fields = _difference(runs_root / before, run)
             groups.setdefault(repr(fields), (fields, []))[1].append(run.run_id)

@@ -49,17 +49,17 @@ def of_runs(runs_root: Path, run_ids: Iterable[str]) -> tuple[list[Path], dict[s
     known: dict[str, Path | str] = {}
     used: dict[str, Path | str] = {}
     for run_id in run_ids:
-        snapshot = _snapshot(runs_root / run_id)
-        tree = str((snapshot.get("code") or {}).get("tree"))
-        if snapshot and tree not in known:
-            known[tree] = _folder_or_reason(runs_root, snapshot, run_id)
-        used |= {run_id: known[tree]} if snapshot else {}
+        found = snapshot(runs_root / run_id)
+        tree = str((found.get("code") or {}).get("tree"))
+        if found and tree not in known:
+            known[tree] = _folder_or_reason(runs_root, found, run_id)
+        used |= {run_id: known[tree]} if found else {}
     folders = sorted({place for place in used.values() if isinstance(place, Path)})
     return folders, {run_id: place for run_id, place in used.items() if isinstance(place, str)}
 
 
-def _snapshot(path: Path) -> dict[str, Any]:
-    """Empty before the run has begun, and when it is damaged: reports say so."""
+def snapshot(path: Path) -> dict[str, Any]:
+    """A run's snapshot; empty before the run has begun, and when it is damaged: reports say so."""
     try:
         return RunRecord(path).snapshot()
     except HicmaeError:

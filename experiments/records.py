@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from experiments import study_file
 from experiments.experiment import Run
 from hicmae.errors import RecordError, UsageError, nearest_first
 from hicmae.record import RunRecord
+from slurm.state import in_use
 
 SUGGESTIONS = 5
 
@@ -59,16 +60,22 @@ class Waste:
     why: str
     bytes: int
 
-    def remove(self) -> None:
-        for path in self.paths:
+    def remove(self, still: Collection[Path]) -> None:
+        """Remove what is waste still."""
+        for path in (path for path in self.paths if path in still):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def orphans(runs_root: Path) -> Waste:
-    """Run directories that no launched study names and that nobody works on."""
-    named = {row["run_id"] for name in study_file.studies(runs_root) for row in study_file.read(runs_root, name)["runs"]}
-    paths = [path for path in run_directories(runs_root) if path.name not in named and not RunRecord(path).is_locked()]
-    return _waste(paths, "runs that no study names")
+def orphans(runs_root: Path) -> tuple[Waste, dict[str, str]]:
+    """Run directories that no study names, and the others of them, which somebody may be working on, with why.
+
+    Runs of a study's earlier selections (`--corpus`, `--seed`, `--size`) are named too, and so is what any of them started from.
+    """
+    rows = [row for name in study_file.studies(runs_root) for row in study_file.rows(study_file.read(runs_root, name))]
+    named = {run_id for row in rows for run_id in (row["run_id"], *row["depends_on"])}
+    paths = [path for path in run_directories(runs_root) if path.name not in named]
+    spared = in_use(runs_root, [path.name for path in paths])
+    return _waste((path for path in paths if path.name not in spared), "runs that no study names"), spared
 
 
 def spent_checkpoints(runs_root: Path) -> Waste:
@@ -76,6 +83,13 @@ def spent_checkpoints(runs_root: Path) -> Waste:
     done = [path for path in run_directories(runs_root) if (path / "result.json").exists()]
     paths = [item for run in done for item in (run / "checkpoints").glob("*") if item.suffix != ".safetensors"]
     return _waste(paths, "resume points of finished runs")
+
+
+def repeats(runs_root: Path) -> Waste:
+    """What `hicmae reproduce` made and nobody works on; verdicts go with the repeats, the recorded runs stay."""
+    folders = [path for path in sorted((runs_root / "_reproduced").glob("*/*")) if path.is_dir()]
+    busy = {folder for folder in folders for run in folder.iterdir() if not run.is_symlink() and RunRecord(run).is_locked()}
+    return _waste([folder for folder in folders if folder not in busy], "repeats of `hicmae reproduce`")
 
 
 def _waste(paths: Iterable[Path], why: str) -> Waste:

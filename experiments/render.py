@@ -156,7 +156,7 @@ def _cost(plan: Plan) -> list[str]:
     cost = plan.cost()
     if not plan.to_do:
         return []
-    unit = UNIT[plan.costs.device].removesuffix("-hours")
+    unit = UNIT[plan.costs.device].removesuffix("-hours")  # GPU or core
     lines = [f"predicted: {hours_text(cost.hours)} of {unit} time ({_basis(plan, cost)}), {size_text(cost.disk_bytes)} of disk"]
     if cost.unknown:
         lines.append(f"not in it: {_plural(cost.unknown, 'run')} on a corpus whose size is not known here")
@@ -164,10 +164,16 @@ def _cost(plan: Plan) -> list[str]:
 
 
 def _basis(plan: Plan, cost: Cost) -> str:
-    if cost.measured:
+    guessed = len(plan.to_do) - cost.measured
+    if not guessed:
         return "from recorded runs of the same shape"
     rate = GPU_FLOPS if plan.costs.device == "gpu" else CORE_FLOPS
-    return f"a rough estimate from FLOPs at {rate / 1e9:,.0f} GFLOP/s"
+    estimate = f"a rough estimate from FLOPs at {rate / 1e9:,.0f} GFLOP/s"
+    return (
+        f"{_plural(cost.measured, 'run')} from recorded ones of the same shape, {guessed:,} {estimate}"
+        if cost.measured
+        else estimate
+    )
 
 
 def _missing(plan: Plan) -> list[str]:

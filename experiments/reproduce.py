@@ -159,7 +159,7 @@ def _execute(works: Sequence[_Work], max_parallel: int | None, console: Console)
         options = Options(
             max_parallel=max_parallel or (None if Machine.here().gpus else together),
             gpus_per_run=processes,
-            environment={**execution.absolute_folders(), **_threads(threads), "PYTHONDONTWRITEBYTECODE": "1"},
+            environment={**execution.environment_of_runs(), **_threads(threads), "PYTHONDONTWRITEBYTECODE": "1"},
             code=code,
             command=lambda path, _, command=command: command[path.name],  # type: ignore[misc]
         )
@@ -264,6 +264,7 @@ def show(console: Console, report: Report) -> None:
     console.print(
         f"repeated: {', '.join(each.folder for each in report.comparisons)}", style="dim", highlight=False, soft_wrap=True
     )
+    console.print("they stay there; `hicmae prune --reproduced` removes all repeats", style="dim", highlight=False)
 
 
 def _cells(line: Line) -> list[Text]:

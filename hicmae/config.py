@@ -14,48 +14,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from hicmae.errors import ConfigError, raise_unknown
+from hicmae.checked import Checked, choice, field_types, limited, part
+from hicmae.errors import raise_unknown
 
 RUN_ID_LENGTH = 16
-
-
-def limited(default: Any, low: float | None = None, high: float | None = None) -> Any:
-    """A number (or None where the type allows it) within closed limits."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def choice(default: Any, *options: Any) -> Any:
-    """One of the listed values."""
-    return field(default=default, metadata={"options": options})
-
-
-def part(kind: type) -> Any:
-    """A nested part of the configuration with its own defaults."""
-    return field(default_factory=kind)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Coerces and checks every field when an instance is built; subclasses add rules across fields in `rules`."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = _coerced(item.name, _types(type(self))[item.name], getattr(self, item.name))
-            object.__setattr__(self, item.name, value)
-            _check(item, value)
-        self.rules()
-
-    def rules(self) -> None:
-        """Refuse combinations of fields that cannot run."""
-
-    def refuse(self, name: str, allowed: str) -> None:
-        """Raise the ConfigError of one field."""
-        raise ConfigError(f"{type(self).__name__}.{name} = {getattr(self, name)!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -89,11 +55,11 @@ class EncoderConfig(Checked):
         return self.audio_frames // self.patch_px, self.mel_bins // self.patch_px
 
     def rules(self) -> None:
-        _divides(self, "dim", "heads")
-        _divides(self, "dim", "fusion_heads")
+        self.divides("dim", "heads")
+        self.divides("dim", "fusion_heads")
         for name in ("image_px", "audio_frames", "mel_bins"):
-            _divides(self, name, "patch_px")
-        _divides(self, "frames", "tubelet_frames")
+            self.divides(name, "patch_px")
+        self.divides("frames", "tubelet_frames")
         if self.dim % 2:
             self.refuse("dim", "must be even, for sine and cosine positions")
 
@@ -108,7 +74,7 @@ class DecoderConfig(Checked):
     skip_connections: bool = True
 
     def rules(self) -> None:
-        _divides(self, "dim", "heads")
+        self.divides("dim", "heads")
         if self.dim % 2:
             self.refuse("dim", "must be even, for sine and cosine positions")
 
@@ -197,7 +163,7 @@ class OptimConfig(Checked):
         return self.base_min_lr * self.batch_size / 256
 
     def rules(self) -> None:
-        _divides(self, "batch_size", "accumulation_steps")
+        self.divides("batch_size", "accumulation_steps")
         if self.warmup_epochs > self.epochs:
             self.refuse("warmup_epochs", f"must not exceed epochs = {self.epochs}")
 
@@ -400,60 +366,12 @@ def _changed(config: C, tree: Mapping[str, Any]) -> C:
 
 
 def _built(kind: type[C], values: Mapping[str, Any]) -> C:
-    types = _types(kind)
+    types = field_types(kind)
     for name in values:
         if name not in types:
             raise_unknown(f"field of {kind.__name__}", name, types)
     built = {name: _built(types[name], value) if isinstance(value, Mapping) else value for name, value in values.items()}
     return kind(**built)
-
-
-_TYPES: dict[type, dict[str, Any]] = {}
-
-
-def _types(kind: type) -> dict[str, Any]:
-    if kind not in _TYPES:
-        _TYPES[kind] = get_type_hints(kind)
-    return _TYPES[kind]
-
-
-def _coerced(name: str, kind: Any, value: Any) -> Any:
-    """Make equal values equal in JSON: 1 becomes 1.0 in a float field, lists become tuples; wrong types are refused."""
-    if value is None and type(None) in get_args(kind):
-        return None
-    if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{name} = {value!r}: must be a list")
-        item_kind = get_args(kind)[0]
-        return tuple(_coerced(name, item_kind, item) for item in value)
-    options = [option for option in get_args(kind) if option is not type(None)] or [kind]
-    wanted = options[0]
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{name} = {value!r}: must be of type {wanted.__name__}")
-    return value
-
-
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    options, low, high = (item.metadata.get(key) for key in ("options", "low", "high"))
-    if options is not None and value not in options:
-        raise ConfigError(f"{item.name} = {value!r}: must be one of {', '.join(map(str, options))}")
-    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
-    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{item.name} = {value!r}: must be {_limits(low, high)}")
-
-
-def _limits(low: float | None, high: float | None) -> str:
-    if high is None:
-        return "finite" if low is None else f"at least {low:g}"
-    return f"at most {high:g}" if low is None else f"between {low:g} and {high:g}"
-
-
-def _divides(config: Checked, whole: str, divisor: str) -> None:
-    if getattr(config, whole) % getattr(config, divisor):
-        config.refuse(whole, f"must be a multiple of {divisor} = {getattr(config, divisor)}")
 
 
 def _leaves_tokens(objective: ObjectiveConfig, name: str, units: int) -> None:

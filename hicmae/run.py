@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hicmae.train.distributed import World
     from hicmae.train.loop import Loop
 
-T = TypeVar("T", int, float)
+T = TypeVar("T", int, float, str)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Execution:
     on_error: str | None = None  # "fail" or "skip" clips that cannot be used; skipped ones are named in the result
 
     def resolved(self, processes: int) -> Execution:
-        """Unset fields from $HICMAE_WORKERS, $HICMAE_THREADS and $HICMAE_CHECKPOINT_S, else from the machine."""
+        """Unset fields from $HICMAE_WORKERS, _THREADS, _CHECKPOINT_S and _ON_ERROR, else from the machine."""
         import torch
 
         from hicmae.provenance import usable_cores
@@ -60,6 +60,7 @@ class Execution:
             workers=_setting(self.workers, "HICMAE_WORKERS", workers),
             threads=_setting(self.threads, "HICMAE_THREADS", int(os.environ.get("OMP_NUM_THREADS", threads))),
             checkpoint_every_s=_setting(self.checkpoint_every_s, "HICMAE_CHECKPOINT_S", CHECKPOINT_EVERY_S),
+            on_error=_setting(self.on_error, "HICMAE_ON_ERROR", "fail"),
         )
 
 
@@ -79,6 +80,7 @@ def execute(
     record = RunRecord(Path(run_dir).absolute())
     config = record.config()
     if result := record.result():
+        _remove_leftovers(record)
         return result
     execution = Execution(workers, threads, checkpoint_every_s, on_error)
     with ExitStack() as stack:
@@ -110,6 +112,7 @@ class Attempt:
         self._set_up()
         fingerprint = self._check_data()
         saved = _latest(self.record, self.world)
+        self._check_start(saved)
         self._announce(fingerprint, saved.step if saved else 0)
         parts = self._batches()
         self.loop = self._loop(saved, parts)
@@ -146,8 +149,12 @@ class Attempt:
     def _set_up(self) -> None:
         import torch
 
+        from hicmae.train.memory import keep_freed_memory
+
         self.execution = self.execution.resolved(self.world.size)
         torch.set_num_threads(self.execution.threads or 1)
+        if self.world.device.type == "cpu":
+            keep_freed_memory()
 
     def _check_data(self) -> str:
         """The fingerprint of the corpus here. Raises UsageError when it is not the one that the run was planned with."""
@@ -161,6 +168,13 @@ class Attempt:
                 f"restore them (see `hicmae data check {name}`) or launch the study again for the data as they are"
             )
         return str(found)
+
+    def _check_start(self, saved: Checkpoint | None) -> None:
+        """Raises ConfigError when fine-tuning starts from weights that lack its modality."""
+        from hicmae.train.initial import check_modality
+
+        if isinstance(self.config, FinetuneConfig) and not saved:
+            check_modality(self.config, self.record.path.parent)
 
     def _announce(self, fingerprint: str, step: int) -> None:
         """Write snapshot.json (of the first attempt) and the event `started`."""
@@ -181,6 +195,7 @@ class Attempt:
             total_steps=_total_steps(self.config),
             world_size=self.world.size,
             tree=snapshot["code"]["tree"],
+            on_error=self.execution.on_error,
         )
         where = f"going on from step {step}" if step else "from the beginning"
         print(f"run {self.record.id}  {self.config.stage} on {self.config.data.corpus}  attempt {attempt}, {where}", flush=True)
@@ -284,14 +299,23 @@ class Attempt:
 
     def _draw(self, parts: dict[str, Batches]) -> None:
         """Pictures for MLflow; no run fails for want of them. Trials of a search, which see no test part, draw none."""
-        from hicmae.train import pictures
-
         if os.environ.get("HICMAE_PICTURES") == "0" or (self.config.stage == "finetune" and "test" not in parts):
             return
+        from hicmae.train import pictures
+
         try:
             pictures.draw(self.record, parts, self.world.device)
         except (HicmaeError, OSError, RuntimeError, ValueError) as error:
             print(f"run {self.record.id}: drew no pictures: {_reason(error)}", flush=True)
+
+
+def _remove_leftovers(record: RunRecord) -> None:
+    """Make the room that a run had no time to make, killed right after it was done."""
+    folder = record.path / "checkpoints"
+    if _rank() == 0 and any(folder.glob("step-*")):
+        from hicmae.train import checkpoint
+
+        checkpoint.remove_all(folder)
 
 
 def _take_lock(record: RunRecord, stack: ExitStack) -> None:

@@ -8,6 +8,7 @@ runs are kept; damaged ones are read again each time. Where the file cannot be u
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ import hicmae.config
 import hicmae.metrics
 import reports.predictions
 import reports.recorded
+from hicmae.provenance import usable_cores
 from reports.predictions import Predictions
 from reports.recorded import StudyRun
 
 FILES = ("result.json", "config.json", "snapshot.json", "metrics.jsonl", "events.jsonl", "predictions.parquet")
-READERS = 4  # at once; they wait for files, above all on network file systems
+READERS = min(4, usable_cores())  # at once; they wait for files, above all on network file systems
+_TOGETHER = 50  # runs that a reader takes at a time
 _ARRAYS = ("sample_ids", "groups", "truth", "answers")
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, stamp TEXT, record TEXT)",
@@ -47,7 +51,7 @@ class Cache:
 
     def __init__(self, runs_root: Path, study: str, about: Sequence[str] = ()) -> None:
         """`about` is what else the outcome of reading depends on, such as the selection rule."""
-        self._root, self._about = runs_root, [*about, _code()]
+        self._root, self._about = runs_root, json.dumps([*about, _code()])
         place = hashlib.sha256(f"{runs_root.resolve()}\0{study}".encode()).hexdigest()[:24]
         self._path = user_cache_path("hicmae") / "reports" / f"{place}.sqlite"
         self._arrays: dict[str, Array] = {}
@@ -59,19 +63,23 @@ class Cache:
         stamps = [self._stamp(run) for run in runs]
         known = self._known()
         kept = [known[r.run_id][1] if s and known.get(r.run_id, ("",))[0] == s else "" for r, s in zip(runs, stamps, strict=True)]
-        with ThreadPoolExecutor(READERS) as pool:
-            fresh = pool.map(read, [run for run, record in zip(runs, kept, strict=True) if not record])
+        with _no_collection(), ThreadPoolExecutor(READERS) as pool:
+            unread = [run for run, record in zip(runs, kept, strict=True) if not record]
+            parts = pool.map(
+                lambda start: [read(run) for run in unread[start : start + _TOGETHER]], range(0, len(unread), _TOGETHER)
+            )
+            fresh = chain.from_iterable(parts)
             found = [
                 self._restored(run, record) if record else self._shared(next(fresh))
                 for run, record in zip(runs, kept, strict=True)
             ]
         new = [(run, s) for run, s, record in zip(found, stamps, kept, strict=True) if s and not record and not run.problem]
-        self._keep([(run, stamp) for run, stamp in new if stamp == self._stamp(run)])
+        self._keep(new)  # a file that changed after it was looked at has another stamp next time
         return found
 
     def _stamp(self, run: StudyRun) -> str:
         """What the run's files look like and what is asked of them; empty for a run that is not done."""
-        seen, folder = [], self._root / run.run_id
+        seen, folder = [], f"{self._root}/{run.run_id}"
         for name in FILES:
             try:
                 about = os.stat(f"{folder}/{name}")  # noqa: PTH116 - six of thousands of runs: paths cost more than the look
@@ -79,8 +87,8 @@ class Cache:
                 if name == "result.json":
                     return ""
                 continue
-            seen.append((name, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
-        return json.dumps([self._about, run.stage, run.corpus, run.fold, run.seed, seen])
+            seen.append(f"{name} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}")
+        return "\n".join([self._about, run.stage, run.corpus, str(run.fold), str(run.seed), *seen])
 
     def _known(self) -> dict[str, tuple[str, str]]:
         """run id -> stamp and record, as kept."""
@@ -145,6 +153,18 @@ class Cache:
         used.update(digests)
         about = {name: getattr(run.predictions, name) for name in ("targets", "merged_tasks", "values")}
         return {**kept, "predictions": {"arrays": digests, **about}}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without looking for garbage, of which reading makes none: the search goes through all that was read, again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

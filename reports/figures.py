@@ -246,6 +246,7 @@ def _learning(curves: Curves, metric: str) -> Figure:
             )
     for place, name in zip(axes, ("Training loss", metric), strict=True):
         place.set_xlabel("Epoch")
+        place.locator_params(axis="x", integer=True)
         place.set_title(name)
         place.grid()
     figure.legend(loc="outside lower center", ncols=2)

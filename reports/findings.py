@@ -73,7 +73,8 @@ def _of_level(analysis: Analysis, corpus: CorpusAnalysis) -> list[str]:
 
 
 def _of_effects(corpus: CorpusAnalysis) -> list[str]:
-    lines = []
+    lines: list[str] = []
+    unresolved: list[str] = []
     for effect in corpus.effects:
         name, difference = " x ".join(effect.factors), effect.difference
         kind = "effect" if len(effect.factors) == 1 else "interaction"
@@ -84,8 +85,13 @@ def _of_effects(corpus: CorpusAnalysis) -> list[str]:
             lines.append(
                 f"{corpus.title}: the effect of {name} on {corpus.headline}, {interval_text(difference)} points, is {verdict}."
             )
-    if corpus.effects and not any(len(effect.factors) > 1 and effect.difference.resolved for effect in corpus.effects):
-        lines.append(f"{corpus.title}: no interaction between the modules is shown.")
+        else:
+            unresolved.append(f"{name} {interval_text(difference)}")
+    if unresolved:
+        all_of_them = len(unresolved) == sum(len(effect.factors) > 1 for effect in corpus.effects)
+        start = "no interaction between the modules is shown" if all_of_them else "no other interaction is shown"
+        verdict = stats.not_resolvable(corpus.folds, corpus.seeds)
+        lines.append(f"{corpus.title}: {start} ({verdict}); in points {corpus.headline}: {', '.join(unresolved)}.")
     return lines
 
 

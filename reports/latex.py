@@ -1,4 +1,4 @@
-r"""LaTeX of tables: a fragment for `\input` (booktabs, siunitx), a caption, macros for numbers in the text, and the PDF.
+r"""LaTeX of tables: a fragment for `\input` (booktabs, siunitx), a caption, a PDF of the table alone, and the report's PDF.
 
 The fragment needs `\usepackage{booktabs,siunitx,amssymb}` and `\usepackage[T1]{fontenc}`. Names print as themselves.
 """
@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,8 +47,17 @@ _SPECIAL = {
     "µ": r"\textmu{}",
     "°": r"\textdegree{}",
 }
-_DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 _LATIN = re.compile(r"[¡-¬®-ÿĀ-ąĆćČ-ďĐđĒēĔ-ěĞğĪīĬĭĮįİıĹĺĽľŁ-ńŇňŊŋŌ-ŕŘ-śŞ-ťŨ-űŴ-ž]")
+_ALONE = r"""\documentclass[border=4pt,11pt]{standalone}
+\pdfinfoomitdate=1 \pdfsuppressptexinfo=-1 \pdftrailerid{}
+\usepackage[T1]{fontenc}
+\usepackage{lmodern,textcomp,booktabs,siunitx,amssymb}
+\usepackage[hidelinks,bookmarks=false]{hyperref}
+\NewDocumentCommand{\hicmaelink}{mm}{\rlap{\href{../report.pdf\##1}{\phantom{#2}}}}
+\begin{document}
+\input{table-fragment.tex}
+\end{document}
+"""
 COMMANDS = r"""\ProvideDocumentCommand{\hicmaelink}{mm}{}
 \ProvideDocumentCommand{\hicmaesecond}{m}{\rlap{\underline{\phantom{#1}}}}
 """
@@ -70,7 +80,7 @@ def fragment(table: Table, study: str) -> str:
     r"""The `tabular` of a table, to be read with `\input`."""
     head = " & ".join(_heading(column) for column in table.columns)
     lines = [
-        f"% Table {_comment(table.name)}, written by `hicmae report`; do not edit.",
+        f"% Table {comment(table.name)}, written by `hicmae report`; do not edit.",
         "% Needs booktabs, siunitx, amssymb and T1 fonts.",
     ]
     lines += [COMMANDS.rstrip(), rf"\begin{{tabular}}{{{''.join(_specification(table, i) for i in range(len(table.columns)))}}}"]
@@ -90,7 +100,8 @@ def caption(table: Table) -> str:
     return escape(" ".join([f"{table.title.rstrip('.')}.", *table.notes])) + "%\n"
 
 
-def _comment(text: str) -> str:
+def comment(text: str) -> str:
+    """Text after a percent sign: on one line, without characters that LaTeX might stumble over."""
     return re.sub(r"[^\x20-\x7e]", " ", text)
 
 
@@ -169,41 +180,15 @@ def url(address: str) -> str:
     return re.sub(r"[%#&_$~^\\{} ]", lambda match: rf"\{match[0]}" if match[0] in "%#&_$" else f"\\%{ord(match[0]):02X}", address)
 
 
-def macros(table: Table, study: str) -> str:
-    r"""`\newcommand` for every pooled number: `\AblationMafwFullUAR`, digits spelled out."""
-    lines, used = [f"% Numbers of {_comment(table.name)}, written by `hicmae report`; do not edit."], set[str]()
-    for block in table.blocks:
-        for row in block.shown:
-            for column, field in zip(table.columns, row.fields, strict=True):
-                if column.key.startswith("pooled."):
-                    name = _unused(_macro_name(study, block.corpus, row.variant, column.heading), used)
-                    value = escape(field.text) or "--" if field.value is None else f"{field.value:.{column.decimals}f}"
-                    lines.append(rf"\newcommand{{\{name}}}{{{value}}}")
-    return "\n".join([*lines, ""])
-
-
-def _macro_name(*parts: str) -> str:
-    spelled = re.sub(r"\d", lambda digit: f" {_DIGITS[int(digit[0])]} ", " ".join(parts))
-    words = re.findall(r"[A-Za-z]+", spelled)
-    return "".join(word[0].upper() + word[1:] for word in words)
-
-
-def _unused(name: str, used: set[str]) -> str:
-    """The name, with letters appended where two names differ in other characters only."""
-    candidates = (f"{name}{suffix}" for suffix in ("", *("Alt" + "x" * count for count in range(1000))))
-    free = next(candidate for candidate in candidates if candidate not in used)
-    used.add(free)
-    return free
-
-
 def can_compile() -> bool:
     """Whether LaTeX is installed."""
     return shutil.which("latexmk") is not None and shutil.which("pdflatex") is not None
 
 
-def compile_pdf(source: Path) -> Path:
-    """Run latexmk on a file, in its folder. Raises HicmaeError with LaTeX's own complaint."""
-    command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "-quiet", source.name]
+def compile_pdf(source: Path, once: bool = False) -> Path:
+    """Run latexmk on a file, in its folder, or LaTeX `once` on one without references. Raises HicmaeError with its complaint."""
+    program = ["pdflatex"] if once else ["latexmk", "-pdf", "-quiet"]
+    command = [*program, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", source.name]
     done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, errors="replace", check=False)
     pdf = source.with_suffix(".pdf")
     if done.returncode or not pdf.exists():
@@ -211,6 +196,22 @@ def compile_pdf(source: Path) -> Path:
         complaints = _complaints(log.read_text(errors="replace").splitlines() if log.exists() else [])
         raise HicmaeError(f"{source}: LaTeX failed ({complaints or 'see the .log file beside it'})")
     return pdf
+
+
+def table_pdf(fragment: Path) -> Path:
+    r"""A PDF as large as the table, beside its fragment; the same table gives the same bytes.
+
+    Its numbers are links to the cells' runs in `../report.pdf`. Raises HicmaeError with LaTeX's own complaint.
+    """
+    with tempfile.TemporaryDirectory(prefix="hicmae-") as place:
+        shutil.copyfile(fragment, Path(place) / "table-fragment.tex")
+        source = Path(place) / "table.tex"
+        source.write_text(_ALONE, encoding="utf-8")
+        try:
+            made = compile_pdf(source, once=True)
+        except HicmaeError as error:
+            raise HicmaeError(str(error).replace(str(source), str(fragment))) from None
+        return Path(shutil.copyfile(made, fragment.with_suffix(".pdf")))
 
 
 def _complaints(lines: Iterable[str]) -> str:

@@ -48,10 +48,6 @@ class Predictions:
                 self.values[name] = compute([name], self.truth, self.answers, self.targets)
         return {key: value for name in names for key, value in self.values[name].items()}
 
-    def metric_at(self, index: NDArray[np.int64], name: str) -> float:
-        """One metric on the samples at `index`, repetitions allowed; quick enough for thousands of resamples."""
-        return compute([name], self.truth[index], self.answers[index], self.targets)[name]
-
     def take(self, index: NDArray[np.int64]) -> Predictions:
         """The samples at `index`, repetitions allowed."""
         ids, groups, truth, answers = (array[index] for array in (self.sample_ids, self.groups, self.truth, self.answers))
@@ -86,12 +82,13 @@ def _selected(table: pa.Table, selection: str) -> pa.Table:
     for name in ("sample_id", "group", "selection"):
         if name not in table.column_names:
             raise RecordError(f"predictions.parquet: has no column {name!r}")
-    rules = np.asarray(table["selection"].to_pylist(), dtype=str)
-    chosen = np.flatnonzero(rules == selection)
+    rules = table["selection"].to_pylist()
+    if rules and rules.count(selection) == len(rules):
+        return table
+    chosen = np.flatnonzero(np.asarray(rules, dtype=str) == selection)
     if not len(chosen):
-        raise RecordError(
-            f"predictions.parquet: has no predictions selected by {selection!r}, only {', '.join(sorted(set(rules))) or 'none'}"
-        )
+        found = ", ".join(sorted({str(rule) for rule in rules})) or "none"
+        raise RecordError(f"predictions.parquet: has no predictions selected by {selection!r}, only {found}")
     if chosen[-1] - chosen[0] + 1 == len(chosen):
         return table.slice(chosen[0], len(chosen))
     return table.take(chosen)
@@ -99,8 +96,9 @@ def _selected(table: pa.Table, selection: str) -> pa.Table:
 
 def _checked(table: pa.Table, target_names: tuple[str, ...]) -> Predictions:
     names = table.column_names
-    sample_ids, groups = (np.asarray(table[name].to_pylist(), dtype=str) for name in ("sample_id", "group"))
-    if len(set(sample_ids.tolist())) < len(sample_ids):
+    ids = table["sample_id"].to_pylist()
+    sample_ids, groups = np.asarray(ids, dtype=str), np.asarray(table["group"].to_pylist(), dtype=str)
+    if len(set(ids)) < len(ids):
         raise RecordError("predictions.parquet: a sample appears twice")
     targets = sorted((name for name in names if name.startswith("target_")), key=_number)
     scores = sorted((name for name in names if name.startswith("score_")), key=_number)

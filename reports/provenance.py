@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from reports.analysis import Analysis, CorpusAnalysis
 from reports.cells import Cell
 from reports.query import StudyRun
 from reports.render import without_nan
+from reports.shared import shared_pretraining
 from reports.skipped import skipped_clips, skipped_of
 from reports.tables import cell_key
 
@@ -36,7 +38,16 @@ def provenance_of(analysis: Analysis, links: Links) -> dict[str, Any]:
         for cell in corpus.cells
     }
     study = analysis.study
-    return {"study": study.name, "command": study.command, "snapshot": dict(study.snapshot), "cells": without_nan(cells)}
+    shared = shared_pretraining(study, [cell for corpus in analysis.corpora for cell in corpus.cells])
+    about = {"study": study.name, "command": study.command, "snapshot": dict(study.snapshot)}
+    return {**about, "pretraining": asdict(shared), "cells": without_nan(cells)}
+
+
+def _shared(analysis: Analysis, cell: Cell) -> dict[str, Any]:
+    """What the pre-trainings before a cell's runs took, and which other variants start from them too."""
+    ids = {run_id for run in cell.wanted for run_id in run.depends_on}
+    others = {name for run in analysis.study.runs if ids.intersection(run.depends_on) for name in run.variants} - {cell.variant}
+    return {**asdict(shared_pretraining(analysis.study, [cell])), "shared_with": sorted(others)}
 
 
 def _cell(analysis: Analysis, corpus: CorpusAnalysis, cell: Cell, pages: Mapping[str, str]) -> dict[str, Any]:
@@ -53,6 +64,7 @@ def _cell(analysis: Analysis, corpus: CorpusAnalysis, cell: Cell, pages: Mapping
         "skipped_clips": skipped_clips([*cell.used, *earlier]),
         "gpu_hours": cell.total("gpu_hours"),
         "cpu_hours": cell.total("cpu_hours"),
+        "pretraining_hours": _shared(analysis, cell),
         "data_fingerprints": sorted({run.fingerprint for run in cell.used}),
         "code": sorted({_commit(run) for run in cell.used}),
         "runs": [_run(run, pages) for run in cell.wanted],

@@ -90,7 +90,7 @@ def load_study(runs_root: Path, name: str) -> Study:
     runs = Cache(runs_root, name, [study.selection]).read(
         study.runs, lambda run: read_run(runs_root, run, study.selection, words(run.corpus).targets)
     )
-    checked = _check_cells(study, _check_fingerprints(runs))
+    checked = _check_cells(study, _check_classes(_check_fingerprints(runs)))
     return replace(study, runs=tuple(checked), problems=tuple(_problems(study, checked)))
 
 
@@ -146,6 +146,21 @@ def _one_version(run: StudyRun, versions: Counter[str]) -> StudyRun:
     if run.problem or len(versions) < 2 or run.fingerprint == versions.most_common(1)[0][0]:
         return run
     return _left_out(run, f"another version of the corpus (fingerprint {run.fingerprint[:12] or 'none'})")
+
+
+def _check_classes(runs: Iterable[StudyRun]) -> list[StudyRun]:
+    """Leave out runs whose labels or answers lie outside of the classes of their corpus, where these are known."""
+    return [_known_classes(run) for run in runs]
+
+
+def _known_classes(run: StudyRun) -> StudyRun:
+    count, predictions = len(words(run.corpus).classes), run.predictions
+    if not count or predictions is None or not predictions.is_classification or not len(predictions):
+        return run
+    top = max(int(predictions.truth.max()), int(predictions.answers.max()))
+    if top < count:
+        return run
+    return _left_out(run, f"predictions.parquet: class {top}, but the corpus has the classes 0..{count - 1}")
 
 
 def _check_cells(study: Study, runs: list[StudyRun]) -> list[StudyRun]:

@@ -81,11 +81,11 @@ def read_run(runs_root: Path, run: StudyRun, selection: str, targets: Sequence[s
 
 def _remarks(record: RunRecord) -> list[str]:
     """A finished run ends its lines; a file that does not, or is missing, was damaged afterwards."""
-    found = {name: _end_of_lines(record.path / name) for name in ("metrics.jsonl", "events.jsonl")}
+    found = {name: _end_of_lines(f"{record.path}/{name}") for name in ("metrics.jsonl", "events.jsonl")}
     return [f"{name}: {why}; the numbers of the tables do not come from it" for name, why in found.items() if why]
 
 
-def _end_of_lines(path: Path) -> str:
+def _end_of_lines(path: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -113,20 +113,19 @@ def _config(record: RunRecord) -> dict[str, Any]:
         values = _object(record.path, "config.json") or {}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         is_own = hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_LENGTH] == record.id
-        if is_own and _field_names(values) == _known_fields(str(values["stage"])):
+        if is_own and _field_names(values) == _known_fields(values["stage"]):
             return dict(values)
     except (ValueError, KeyError, TypeError, AttributeError):
         pass  # the slow way says what is wrong
     return to_dict(record.config())
 
 
-def _field_names(values: Mapping[str, Any]) -> frozenset[str]:
-    parts = {f"{name}.{inner}" for name, part in values.items() if isinstance(part, dict) for inner in part}
-    return frozenset(values) | parts
+def _field_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part.keys() if isinstance(part, dict) else None for name, part in values.items()}
 
 
 @cache
-def _known_fields(stage: str) -> frozenset[str]:
+def _known_fields(stage: str) -> dict[str, Any]:
     return _field_names(to_dict(STAGES[stage]()))
 
 

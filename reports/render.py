@@ -73,6 +73,17 @@ def to_csv(table: Table) -> str:
     return output.getvalue()
 
 
+def effects_csv(table: Table) -> str:
+    """One line per effect or interaction, unrounded."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(["corpus", "metric", "kind", "factors", "mean", "low", "high", "p", "folds", "resolved"])
+    for row in table.effects:
+        numbers = [_plain(value) for value in (row.mean, row.low, row.high, row.p, row.folds)]
+        writer.writerow([row.corpus, row.metric, row.kind, " x ".join(row.factors), *numbers, str(row.resolved).lower()])
+    return output.getvalue()
+
+
 def _names(column: Column) -> list[str]:
     suffixes = {"spread": (".mean", ".sd"), "difference": ("", ".low", ".high"), "interval": ("", ".low", ".high")}.get(
         column.kind, ("",)

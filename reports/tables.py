@@ -16,32 +16,18 @@ import numpy as np
 
 from hicmae.errors import raise_unknown
 from hicmae.metrics import HIGHER_IS_BETTER
-from reports import skipped, stats, trials
+from reports import captions, stats, trials
 from reports.analysis import ROPE_POINTS, Analysis, CorpusAnalysis, paper_differences
 from reports.cells import Cell
-from reports.corpora import words
-from reports.paper import STATUS_MARKS, STATUS_WORDS
+from reports.paper import STATUS_MARKS
 from reports.query import Study, selection_rule
+from reports.shared import Shared, shared_pretraining
 
 EXTRAS = (
     *("spread", "interval", "folds", "seeds", "samples", "baseline", "pooled_difference", "mcnemar", "wilcoxon"),
     *("paper", "paper_difference", "equivalence", "selection", "gpu_hours", "parameters"),
 )
-EPOCHS = {
-    "last": "last epoch",
-    "oracle": "best epoch on the test samples, an oracle",
-    "validation": "epoch chosen on a validation part",
-    "inner": "last epoch",
-}
 _OF_PAPER = ("paper", "paper_difference", "equivalence")
-CAPTIONS = {
-    "spread": "Over folds: mean and standard deviation.",
-    "interval": "95 % interval: bootstrap of {units} on the pooled samples.",
-    "pooled_difference": "Pooled difference: with the interval of a paired bootstrap of {units}.",
-    "mcnemar": "McNemar: exact test on the pooled test list (first seed), not corrected for the number of rows.",
-    "wilcoxon": "Wilcoxon: signed-rank test over folds, exact; with k folds p cannot fall below 2^(1-k), so it is never starred.",
-    "equivalence": f"P(as paper): posterior probability that own and published value differ by less than {ROPE_POINTS:g} point.",
-}
 
 
 @dataclass(frozen=True)
@@ -97,14 +83,35 @@ class Block:
 
 
 @dataclass(frozen=True)
+class EffectRow:
+    """What a module does to a metric (`kind` effect), or two and more together beyond that (interaction), over folds."""
+
+    corpus: str
+    metric: str
+    kind: str
+    factors: tuple[str, ...]
+    mean: float
+    low: float
+    high: float
+    p: float
+    folds: int
+    resolved: bool
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table of a study; `notes` are the sentences of its caption."""
+    """A table of a study; `notes` are the sentences of its caption.
+
+    `effects` are those of a full two-level design; `pretraining` is what the rows' shared pre-trainings took, in no row's hours.
+    """
 
     name: str
     title: str
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
+    effects: tuple[EffectRow, ...] = ()
+    pretraining: Shared = Shared()
 
     @property
     def complete(self) -> bool:
@@ -142,7 +149,28 @@ def _table(analysis: Analysis, group: list[CorpusAnalysis], extras: Sequence[str
         columns += [_EXTRA_COLUMNS[extra](study, metric) for extra in chosen for metric in _metrics_of(extra, group)]
     blocks = tuple(_block(analysis, corpus, [make for _, make in columns]) for corpus in group)
     name = f"{study.name}-{_slug('-'.join(corpus.corpus for corpus in group))}" if several else study.name
-    return Table(name, study.title, tuple(column for column, _ in columns), blocks, tuple(_notes(analysis, group, chosen)))
+    notes = tuple(captions.notes(analysis, group, chosen))
+    effects = tuple(row for corpus in group for row in _effect_rows(corpus))
+    shared = shared_pretraining(study, [cell for corpus in group for cell in corpus.cells])
+    return Table(name, study.title, tuple(column for column, _ in columns), blocks, notes, effects, shared)
+
+
+def _effect_rows(corpus: CorpusAnalysis) -> list[EffectRow]:
+    return [
+        EffectRow(
+            corpus.corpus,
+            corpus.headline,
+            "effect" if len(effect.factors) == 1 else "interaction",
+            effect.factors,
+            effect.difference.mean,
+            effect.difference.low,
+            effect.difference.high,
+            effect.difference.p,
+            effect.difference.folds,
+            effect.difference.resolved,
+        )
+        for effect in corpus.effects
+    ]
 
 
 def _block(analysis: Analysis, corpus: CorpusAnalysis, makers: list[Maker]) -> Block:
@@ -357,60 +385,3 @@ _EXTRA_COLUMNS: dict[str, Callable[[Study, str], tuple[Column, Maker]]] = {
     "gpu_hours": _gpu_hours,
     "parameters": _parameters,
 }
-
-
-def _notes(analysis: Analysis, group: list[CorpusAnalysis], chosen: Sequence[str]) -> list[str]:
-    """The sentences of the caption: what the numbers are, and what they may not be taken for."""
-    study = analysis.study
-    rule = EPOCHS.get(study.selection, study.selection)
-    notes = [f"Metrics over all folds' {'validation' if study.selection == 'inner' else 'test'} samples together ({rule})."]
-    if any(not corpus.verdict and len(corpus.cells) > 1 for corpus in group):
-        notes.append("Bold is the best, underlined the second.")
-    if any(not cell.complete for corpus in group for cell in corpus.cells):
-        notes.append("A cell such as 3/5 is incomplete.")
-    notes += [note for corpus in group for note in trials.notes(study, corpus.cells)]
-    notes += skipped.notes(study, [cell for corpus in group for cell in corpus.cells])
-    notes += [CAPTIONS[extra].format(units=_units(group)) for extra in chosen if extra in CAPTIONS]
-    if "baseline" in chosen:
-        notes += _baseline_notes(str(study.table.get("baseline")), group)
-    if "paper" in chosen:
-        notes += _paper_notes(group)
-    if study.smoke:
-        notes.append("Smoke size on generated clips: shows that the program works, not what the method reaches.")
-    return notes
-
-
-def _units(group: list[CorpusAnalysis]) -> str:
-    """What a bootstrap draws, by corpus: `whole actors (CREMA-D, RAVDESS), single clips (MAFW)`."""
-    titles: dict[str, list[str]] = {}
-    for corpus in group:
-        titles.setdefault(words(corpus.corpus).drawn, []).append(corpus.title)
-    if len(titles) == 1:
-        return next(iter(titles))
-    return ", ".join(f"{unit} ({', '.join(names)})" for unit, names in titles.items())
-
-
-def _paper_notes(group: list[CorpusAnalysis]) -> list[str]:
-    """How sure the published values are: what each mark says, and what the absence of one does."""
-    found = {value.status for corpus in group for value in corpus.paper.values()}
-    said = [f"{STATUS_MARKS[status] or 'without a mark'} {STATUS_WORDS[status]}" for status in STATUS_MARKS if status in found]
-    means = dict.fromkeys(metric for corpus in group for (_, metric), value in corpus.paper.items() if value.is_mean)
-    notes = [f"Paper values: {'; '.join(said)}."] if said else []
-    return [
-        *notes,
-        *([f"Paper values of {' and '.join(means)} are means of the published ones of each target."] if means else []),
-    ]
-
-
-def _baseline_notes(baseline: str, group: list[CorpusAnalysis]) -> list[str]:
-    """How differences to the baseline were tested, and what the star says."""
-    compared = [corpus for corpus in group if corpus.comparisons]
-    ways = []
-    if any(corpus.folds > 1 for corpus in compared):
-        ways.append("over folds the mean with the 95 % interval of the corrected resampled t test")
-    if any(corpus.folds == 1 for corpus in compared):
-        ways.append("on one test list the difference with its bootstrap interval, tested with the exact McNemar test")
-    lines = [f"To baseline: difference to {baseline!r}, {'; '.join(ways)}; * has p < {stats.ALPHA:g} after Holm's correction."]
-    if any(corpus.verdict for corpus in group):
-        lines.append("Where no difference to the baseline can be shown, rows are not ranked and the line below them says so.")
-    return lines

@@ -22,19 +22,11 @@ def trials(study: Study) -> dict[str, Mapping[str, Any]]:
 
 
 def arranged(study: Study, cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of a search, best trial first, those without a value last; of any other study as they are."""
+    """Cells of a search by the place that it gave their trials, those without one last; of any other study as they are."""
     known = trials(study)
     if not known:
         return list(cells)
-    sign = 1 if study.search.get("direction") == "minimize" else -1
-
-    def place(cell: Cell) -> tuple[bool, float]:
-        value = known.get(cell.variant, {}).get("value")
-        if not cell.complete or value is None or not math.isfinite(value):
-            return True, 0.0
-        return False, sign * value
-
-    return sorted(cells, key=place)
+    return sorted(cells, key=lambda cell: known.get(cell.variant, {}).get("place") or math.inf)
 
 
 def shown(study: Study, cells: Sequence[Cell]) -> set[str]:

@@ -85,6 +85,14 @@ def read(runs_root: Path, name: str) -> Array:
         raise RecordError(f"{folder}/array.json: unreadable ({error}); launch again to submit its runs anew") from None
 
 
+def serving(runs_root: Path, search: str) -> list[Array]:
+    """The arrays of a search's workers, those that submit them again first; `search` may name all of its outer folds."""
+    found = [read(runs_root, path.parent.name) for path in (runs_root / FOLDER).glob("*/array.json")]
+    wanted = re.compile(rf"{re.escape(search)}(_fold\d+)?")
+    kinds = ("keeper_of", "workers_of")
+    return [array for kind in kinds for array in found if any(wanted.fullmatch(name) for name in array.resources.get(kind, ()))]
+
+
 def _write(array: Array) -> None:
     values = {"name": array.name, "run_ids": list(array.run_ids), "created": array.created, "resources": dict(array.resources)}
     write_json(array.folder / "array.json", values)

@@ -68,29 +68,39 @@ def submit(runs_root: Path, jobs: Sequence[Job], target: Target) -> Report:
         return _Submission(runs_root, jobs, target).run()
 
 
-def submit_workers(runs_root: Path, name: str, module: str, arguments: Sequence[str], count: int, target: Target) -> Array:
+def submit_workers(
+    runs_root: Path, name: str, studies: Sequence[str], module: str, arguments: Sequence[str], count: int, target: Target
+) -> Array:
     """Submit one array whose `count` tasks all execute `python -m MODULE --array FOLDER`; the record has their arguments.
 
-    With the profile of fine-tuning; `name` says whose workers they are. To be called under `arrays.launching`. Raises HicmaeError
-    when SLURM refuses or does not answer.
+    With the profile of fine-tuning; `studies` says whose workers they are. To be called under `arrays.launching`. Raises
+    HicmaeError when SLURM refuses or does not answer.
     """
     profile = target.profiles["finetune"]
-    resources = {**as_json(profile), "workers_of": name, "arguments": list(arguments), "count": count}
+    resources = {**as_json(profile), "workers_of": list(studies), "arguments": list(arguments), "count": count}
     array = arrays.create(runs_root, f"workers-{name}", [], resources)
-    array.set_job_id(_sbatch(array, target, profile, "", target.max_parallel or count, f"{module} --array", count))
+    array.set_job_id(_sbatch(array, target, profile, "", count, f"{module} --array", count))
     return array
 
 
 def submit_after(
-    runs_root: Path, label: str, module: str, arguments: Sequence[str], job_ids: Sequence[str], target: Target
+    runs_root: Path,
+    label: str,
+    module: str,
+    arguments: Sequence[str],
+    job_ids: Sequence[str],
+    target: Target,
+    keeper_of: Sequence[str] = (),
 ) -> Array:
     """Submit one small task that executes `python -m MODULE --array FOLDER` when the jobs have ended, however that was.
 
-    Its folder, with the arguments, can be read by nobody else. Raises HicmaeError when SLURM refuses or does not answer.
+    Its folder, with the arguments, can be read by nobody else; `keeper_of` names the studies whose workers it submits again.
+    Raises HicmaeError when SLURM refuses or does not answer.
     """
     alone = replace(target.profiles["finetune"], nodes=1, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1)
     profile = replace(alone, memory_gb=1.0, time_h=0.2)
-    array = arrays.create(runs_root, label, [], {**as_json(profile), "arguments": list(arguments), "count": 1})
+    resources = {**as_json(profile), "arguments": list(arguments), "count": 1, "keeper_of": list(keeper_of)}
+    array = arrays.create(runs_root, label, [], resources)
     dependency = f"afterany:{':'.join(dict.fromkeys(job_ids))}"
     array.set_job_id(_sbatch(array, target, profile, dependency, 1, f"{module} --array", 1))
     return array
@@ -141,7 +151,13 @@ class _Submission:
         return self.target.max_parallel or profile.max_parallel
 
     def _planned(self, jobs: Sequence[Job]) -> Iterator[tuple[list[Job], Profile, float, list[str]]]:
-        """Groups of jobs that can be one array, not larger than the cluster allows."""
+        """Groups of jobs that can be one array, within the cluster's limit: one for each stage, memory and what is awaited.
+
+        What is awaited is part of it because SLURM knows dependencies of whole arrays alone (`aftercorr` pairs tasks by index,
+        one with one): in one array with others' a failed pre-training would block all fine-tunings, not its own. That costs few
+        calls: main_results, with 363 runs or with 1,083 of three seeds, is 4 arrays; ablation_masking, with the most
+        pre-trainings, 10.
+        """
         groups: dict[tuple[str, float, tuple[str, ...]], list[Job]] = {}
         for job in jobs:
             waits_for = tuple(sorted(self.job_ids[name] for name in job.depends_on if self._state(name) != "done"))

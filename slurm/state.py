@@ -80,6 +80,32 @@ def read_states(runs_root: Path, run_ids: Iterable[str], must_answer: bool = Fal
     return states
 
 
+def in_use(runs_root: Path, run_ids: Iterable[str]) -> dict[str, str]:
+    """Runs that somebody works on or may work on, and why it may be so: what must not be removed.
+
+    A submission counts until its end is recorded or the scheduler tells it; a run on another machine until it is cancelled.
+    While the scheduler is silent, every run counts that is not done.
+    """
+    found = {run_id: _read(runs_root / run_id) for run_id in run_ids}
+    submissions = {run_id: submission for run_id, (_, submission) in found.items() if submission is not None}
+    try:
+        answer = scheduler.ask({(item.array, item.index): item.time for item in submissions.values()})
+    except SilentSchedulerError as silent:
+        return {run_id: str(silent) for run_id, (state, _) in found.items() if state.state != "done"}
+    used: dict[str, str] = {}
+    for run_id, (state, _) in found.items():
+        submission = submissions.get(run_id)
+        info = answer.get((submission.array, submission.index)) if submission else None
+        judged = judge(runs_root / run_id, state, submission, info) if submission else state
+        if judged.is_active:
+            used[run_id] = f"{judged.state} {judged.reason}".strip()
+        elif RunRecord(runs_root / run_id).is_locked():
+            used[run_id] = "a process holds its lock"
+        elif submission and info is None:
+            used[run_id] = "was submitted, and no end of its job is known"
+    return used
+
+
 def _read(path: Path) -> tuple[RunState, Submission | None]:
     """The state by the directory alone, and the submission that the scheduler must be asked about, if there is one."""
     if (path / "result.json").exists():
@@ -209,9 +235,10 @@ def _reason(events: list[dict[str, Any]], state: str) -> str:
 
 
 def _elsewhere(path: Path, state: RunState) -> RunState:
-    """A run last started on another machine, whose lock cannot be seen from here: judged by when it last wrote."""
+    """A run last started on another machine, whose lock may not be seen from here: judged by when it last wrote."""
     written = max((file.stat().st_mtime for file in path.glob("*.jsonl")), default=0.0)
     quiet_s = time.time() - written
     if quiet_s < QUIET_S:
         return replace(state, state="running", reason=f"on {state.host}")
-    return replace(state, state="unknown", reason=f"{state.host} has written nothing for {quiet_s / 60:.0f} min; is it alive?")
+    remedy = f"if it is dead, `hicmae cancel {path.name[:8]}` lets the next launch go on with it"
+    return replace(state, state="unknown", reason=f"{state.host} has written nothing for {quiet_s / 60:.0f} min; {remedy}")

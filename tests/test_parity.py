@@ -79,6 +79,14 @@ def test_a_gradient_beyond_tolerance_is_named(tmp_path: Path) -> None:
     assert [check.where for check in failed(check_finetune(path))] == ["head.weight"]
 
 
+def test_tiny_gradients_are_counted() -> None:
+    with np.load(GOLDEN / "finetune_tiny.npz") as file:
+        sums = np.array([file[name] for name in file.files if name.startswith("grad_abs_sum/")])
+    (gradients,) = (check for check in check_finetune(GOLDEN / "finetune_tiny.npz") if check.below_floor)
+    assert gradients.quantity == f"{len(sums)} gradients"
+    assert gradients.below_floor == (sums < 1e-5 * sums.max()).sum() > 0
+
+
 def test_not_a_number_does_not_pass() -> None:
     assert not Check("f", "q", float("nan"), 1e-4).passed
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from hicmae.record import RunRecord, write_json
 from hicmae.tracking import SyncReport, default_uri, is_up_to_date, sync
 from hicmae.tracking.content import Point, batches, key
 from hicmae.tracking.files import draw_confusion
+from hicmae.tracking.store import NoAnswerError
 from reports.analysis import analyse
 from reports.provenance import mlflow_links
 from reports.query import load_study
@@ -380,19 +385,38 @@ class _Broken(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def test_server_that_answers_500_costs_one_line_and_nothing_else(study: StudyOnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def server_that(how: str) -> Iterator[int]:
+    """The port of a server that answers 500, that takes connections and says nothing, or that is not there."""
+    if how == "answers 500":
+        with HTTPServer(("127.0.0.1", 0), _Broken) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield server.server_port
+            server.shutdown()
+        return
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if how == "says nothing":
+            silent.listen(100)
+        yield silent.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("answers 500", "too many 500 error responses"), ("says nothing", "Read timed out"), ("is not there", "Connection refused")],
+)
+def test_server_that_is_of_no_use_costs_one_line_and_a_delay(
+    study: StudyOnDisk, monkeypatch: pytest.MonkeyPatch, how: str, reason: str
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    server = HTTPServer(("127.0.0.1", 0), _Broken)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     said: list[str] = []
-    try:
-        with pytest.raises(HicmaeError, match="nothing is lost") as error:
-            sync(study.root, f"http://127.0.0.1:{server.server_port}", say=said.append, patience_s=1.0)
-    finally:
-        server.shutdown()
-    assert "\n" not in str(error.value)
-    assert len(said) == 1 and "does not answer" in said[0]
-    assert quiet_sync(study).sent_runs == len(study.runs)  # elsewhere, all of it
+    with server_that(how) as port, pytest.raises(NoAnswerError, match="nothing is lost") as error:
+        sync(study.root, f"http://127.0.0.1:{port}", say=said.append, patience_s=1.0)
+    assert "\n" not in str(error.value) and re.search(reason, str(error.value))
+    assert len(said) <= 1 and all("does not answer" in line and len(line) < 250 for line in said)
+    if how == "says nothing":
+        assert quiet_sync(study).sent_runs == len(study.runs)  # elsewhere, all of it
 
 
 def test_deleted_experiment_is_one_clear_line(study: StudyOnDisk) -> None:

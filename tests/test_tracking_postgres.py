@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,20 +77,82 @@ def new_study(root: Path) -> StudyOnDisk:
 @pytest.mark.system("initdb", "postgres")
 def test_sync_over_http_that_is_killed_brings_everything_once(address: str, tmp_path: Path) -> None:
     study = new_study(tmp_path / "runs")
-    for batch in (2, 5):  # kill while one of the batches is under way
-        process = subprocess.Popen(
-            [sys.executable, "-c", SYNC, str(study.root), address], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        seen = [line for line, _ in zip((line for line in process.stdout if line == "batch\n"), range(batch), strict=False)]
-        process.kill()
-        assert len(seen) == batch and process.wait() == -signal.SIGKILL
-    sync(study.root, address, summarise=summaries, say=lambda line: None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SYNC, str(study.root), address], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    seen = [line for line, _ in zip((line for line in process.stdout if line == "batch\n"), range(3), strict=False)]
+    process.kill()  # while a batch is under way
+    assert len(seen) == 3 and process.wait() == -signal.SIGKILL
+    _follow_through_an_outage(study, address)
     _is_there_once(study, MlflowClient(address), weights=False)
     again = sync(study.root, address, summarise=summaries, say=lambda line: None)
     assert (again.sent_runs, again.points) == (0, 0)
     sync(study.root, address, upload_models=True, say=lambda line: None)
     _is_there_once(study, MlflowClient(address), weights=True)
+
+
+def _follow_through_an_outage(study: StudyOnDisk, address: str) -> None:
+    """`sync --follow` meets no server, then one that takes connections and says nothing, then the real one."""
+    door = Door(int(address.rpartition(":")[2]))
+    options = ["--uri", f"http://127.0.0.1:{door.port}", "--every-s", "0.1", "--patience-s", "1", "--runs", str(study.root)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", "sync", "--follow", *options],
+        env={**ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert "does not answer (Connection refused); trying again" in process.stdout.readline()
+        door.open()
+        said = [process.stdout.readline() for _ in range(2)]
+    finally:
+        process.terminate()
+        process.wait()
+        door.close()
+    assert door.kept_waiting == Door.SILENT  # and their outage was not said again
+    assert said[0].startswith(f"mlflow: {NAME}: ") and "runs sent" in said[1], said
+
+
+class Door:
+    """A port that leads to a server once it is open; the first SILENT connections are taken and then hung up on."""
+
+    SILENT = 2
+
+    def __init__(self, server: int) -> None:
+        self._server, self.kept_waiting, self._socket = server, 0, socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+
+    def open(self) -> None:
+        self._socket.listen(100)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            if self.kept_waiting < self.SILENT:
+                self.kept_waiting += 1
+                threading.Timer(1.0, client.close).start()
+                continue
+            inside = socket.create_connection(("127.0.0.1", self._server))
+            for source, target in ((client, inside), (inside, client)):
+                threading.Thread(target=_pass_on, args=(source, target), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while block := source.recv(1 << 16):
+            target.sendall(block)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 def _is_there_once(study: StudyOnDisk, client: MlflowClient, weights: bool) -> None:

@@ -26,7 +26,7 @@ def study(tmp_path: Path) -> StudyOnDisk:
     """A search of three trials, the third of which is running, with one figure."""
     study = StudyOnDisk(tmp_path / "runs", NAME, TRIALS, {"synthetic": CorpusOnDisk(folds=1)}).write()
     runs = [study.path(trial.name, "synthetic", 1).name for trial in TRIALS]
-    trials = [trial(number, runs[number], value) for number, value in enumerate((55.0, 61.5))]
+    trials = [trial(0, runs[0], 55.0, place=2), trial(1, runs[1], 61.5, place=1)]
     write_search(study, [*trials, trial(2, runs[2], None, "running")])
     figures = study.root / "_studies" / NAME / "figures"
     figures.mkdir(parents=True)
@@ -34,9 +34,9 @@ def study(tmp_path: Path) -> StudyOnDisk:
     return study
 
 
-def trial(number: int, run: str, value: float | None, state: str = "done") -> dict[str, Any]:
-    params = {"optim.layer_decay": 0.6 + 0.1 * number}
-    return {"number": number, "state": state, "value": value, "params": params, "notes": {"runs": [run], "splits": 1}}
+def trial(number: int, run: str, value: float | None, state: str = "done", place: int | None = None) -> dict[str, Any]:
+    notes, params = {"runs": [run], "splits": 1}, {"optim.layer_decay": 0.6 + 0.1 * number}
+    return {"number": number, "state": state, "value": value, "place": place, "params": params, "notes": notes}
 
 
 def write_search(study: StudyOnDisk, trials: list[dict[str, Any]]) -> None:
@@ -73,7 +73,8 @@ def test_trials_are_children_of_the_search_which_shows_the_best_and_the_figures(
 
     assert is_up_to_date(study.root)
     trials = json.loads(study.study_file.read_text())["search"]["trials"]
-    write_search(study, [*trials[:2], {**trials[2], "state": "done", "value": 70.25}])
+    ended = {**trials[2], "state": "done", "value": 70.25, "place": 1}
+    write_search(study, [{**trials[0], "place": 3}, {**trials[1], "place": 2}, ended])
     assert not is_up_to_date(study.root)
     for _ in range(2):
         sync(study.root, summarise=summaries, say=lambda line: None)

@@ -70,7 +70,7 @@ class Budget:
     def __str__(self) -> str:
         parts = [
             f"{self.trials} trials" if self.trials is not None else "",
-            f"{self.gpu_hours:g} h" if self.gpu_hours is not None else "",
+            f"{self.gpu_hours:g} GPU-hours (of cores where there is none)" if self.gpu_hours is not None else "",
         ]
         return " or ".join(part for part in parts if part)
 
@@ -134,10 +134,6 @@ class Search:
         if self.direction:
             return self.direction == "maximize"
         return self.metric.split()[0] not in LOWER_IS_BETTER
-
-    @property
-    def is_smoke(self) -> bool:
-        return self.size == "smoke"
 
     def at_smoke_size(self) -> Search:
         """The same search at a size for one CPU core, on the generated corpus."""
@@ -205,19 +201,20 @@ class Search:
             pretrain_corpus=self.pretrain_corpus,
         )
 
-    def identity(self, fingerprint: Callable[[str], str]) -> dict[str, Any]:
-        """What makes trials comparable, as plain values: two searches of one name must agree in it."""
+    def form(self) -> dict[str, Any]:
+        """What is searched for, as plain values."""
         values: dict[str, Any] = {"space": spaces.to_json(self.space), "direction": "maximize" if self.maximizes else "minimize"}
         if self.function is None:
-            recipe = [run.run_id for run in self.trial_runs(0, {}, 1, fingerprint)]
-            values |= {
-                "objective": f"validation {self.metric}",
-                "corpus": self.corpus,
-                "fold": self.fold,
-                "splits": self.splits,
-                "base configuration and data": recipe,
-            }
+            objective = f"validation {self.metric}"
+            values |= {"objective": objective, "corpus": self.corpus, "fold": self.fold, "splits": self.splits}
         return dict(json.loads(json.dumps(values, default=str)))
+
+    def identity(self, fingerprint: Callable[[str], str]) -> dict[str, Any]:
+        """What makes trials comparable: two searches of one name must agree in it."""
+        if self.function is not None:
+            return self.form()
+        recipe = [run.run_id for run in self.trial_runs(0, {}, 1, fingerprint)]
+        return {**self.form(), "base configuration and data": recipe}
 
 
 def trial_name(number: int) -> str:

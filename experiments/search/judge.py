@@ -23,7 +23,7 @@ from experiments.experiment import Run
 from experiments.search import space as spaces
 from experiments.search.definition import INNER, Function, Search
 from experiments.search.study import OwnTrial, Study
-from hicmae.errors import HicmaeError
+from hicmae.errors import ConfigError, HicmaeError, RecordError
 from hicmae.record import RunRecord
 from slurm.local import GRACE_S, MAX_ATTEMPTS, next_log, run_command, verdict
 from slurm.machine import visible_gpus
@@ -81,7 +81,7 @@ class RunJudge:
         self.by_splits = search.pruner == "WilcoxonPruner"
 
     def __call__(self, trial: OwnTrial) -> Verdict:
-        """Raises Stopped; failures of runs are the trial's."""
+        """Raises Stopped; failures of runs, values that cannot run and damaged records are the trial's."""
         delta = spaces.delta(self.search.space, trial.params)
         values: list[float] = []
         try:
@@ -96,6 +96,8 @@ class RunJudge:
                     break
         except _RunFailedError as failure:
             return Verdict(pruned=failure.diverged, reason=str(failure))
+        except (ConfigError, RecordError) as error:  # the corners of the space were checked, not every point inside
+            return Verdict(reason=str(error))
         return Verdict(sum(values) / len(values))
 
     def _split(self, trial: OwnTrial, runs: list[Run], split: int) -> float | None:

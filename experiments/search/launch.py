@@ -6,9 +6,12 @@ python experiments/launch.py search_finetune --use-best       # what was chosen,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +19,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import available
+from experiments import available, study_file
 from experiments.cost import UNIT, Costs
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, is_file
 from experiments.search import space as spaces
 from experiments.search.definition import Search
 from experiments.search.worker import STORAGE, Request, folder_of, opened, requested
@@ -48,8 +51,6 @@ class How:
 
 def launch(request: Request, how: How, console: Console) -> int:
     """Search every wanted outer fold; returns the exit code: 0 when all budgets are spent (or submitted), 130 when stopped."""
-    from experiments.search import report
-
     if how.cluster not in CLUSTERS:
         raise_unknown("cluster", how.cluster, CLUSTERS)
     search = requested(request)
@@ -66,25 +67,48 @@ def launch(request: Request, how: How, console: Console) -> int:
     prints.require(corpora_of(search))
     target = _target(how, search)
     _confirm(search, how.yes)
-    kept = code.take(request.runs_root)
-    for part in parts:
-        study = opened(part, request.runs_root, prints)
+    kept, keeping = code.take(request.runs_root), _kept(request)
+    left = [study for study in _begun(keeping, prints, how, kept) if not _is_over(request, study, console)]
+    if not left:
+        return 0
+    if target is None:
+        return _here(request, keeping, left, how, kept.path, prints, console)
+    return _on_slurm(request, keeping, left, how, replace(target, code=kept.path), console)
+
+
+def _kept(request: Request) -> Request:
+    """The request with a user's own file replaced by a copy beside the code's, so that edits do not reach workers that wait."""
+    if not is_file(request.name):
+        return request
+    content = Path(request.name).read_bytes()
+    folder = request.runs_root.absolute() / code.FOLDER / f"search-{hashlib.sha256(content).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / Path(request.name).name
+    if not place.exists():
+        temporary = folder / f".{place.name}-{os.getpid()}"
+        temporary.write_bytes(content)
+        temporary.replace(place)
+    return replace(request, name=str(place))
+
+
+def _begun(request: Request, prints: available.Fingerprints, how: How, kept: code.Snapshot) -> list[Study]:
+    """The studies of the wanted outer folds, each with its study file."""
+    from experiments.search import report
+
+    studies = [opened(part, request.runs_root, prints) for part in requested(request).parts()]
+    for study in studies:
         study.keep_budget()
-        report.record(part, study, request.runs_root, prints, how.command, kept.to_json())
-        if study.is_spent():
-            console.print(f"{part.name}: nothing left to do, {len(study.rows())} trials have ended", highlight=False)
-            if not (study.folder / "figures").exists():  # they ended where nobody waited for them
-                _conclude(request, study, console)
-            continue
-        if target is None:
-            exit_code = _here(request, study, how, kept.path, prints, console)
-        else:
-            exit_code = _on_slurm(request, study, how, replace(target, code=kept.path), console)
-        if exit_code:
-            return exit_code
-        report.record(part, study, request.runs_root, prints)
+        report.record(study.search, study, request.runs_root, prints, how.command, kept.to_json())
+    return studies
+
+
+def _is_over(request: Request, study: Study, console: Console) -> bool:
+    if not study.is_spent():
+        return False
+    console.print(f"{study.search.name}: nothing left to do, {len(study.rows())} trials have ended", highlight=False)
+    if not (study.folder / "figures").exists():  # they ended where nobody waited for them
         _conclude(request, study, console)
-    return 0
+    return True
 
 
 def look(search: Search, runs_root: Path) -> Study:
@@ -115,10 +139,15 @@ def studies(request: Request) -> list[str]:
     return [part.name for part in requested(request).parts()]
 
 
-def counts(request: Request) -> dict[str, int]:
-    """How many trials have ended in which way, over all wanted outer folds."""
-    begun = [part for part in requested(request).parts() if folder_of(request.runs_root, part).is_dir()]
-    return dict(Counter(row.state for part in begun for row in look(part, request.runs_root).rows()))
+def counts(runs_root: Path, studies: Sequence[str]) -> dict[str, int]:
+    """How many trials have ended in which way, over all these studies."""
+    found: Counter[str] = Counter()
+    for name in studies:
+        listed = study_file.read_or_none(runs_root, name) or {}
+        summary = runs_root / study_file.FOLDER / name / "summary.json"  # of a search over a function
+        search = listed.get("search") or (json.loads(summary.read_text()) if summary.exists() else {})
+        found.update(str(trial["state"]) for trial in search.get("trials", ()))
+    return dict(found)
 
 
 def corpora_of(search: Search) -> tuple[str, ...]:
@@ -140,29 +169,48 @@ def _target(how: How, search: Search) -> Target | None:
     return target
 
 
-def _here(request: Request, study: Study, how: How, kept: Path, prints: available.Fingerprints, console: Console) -> int:
+def _here(
+    request: Request,
+    keeping: Request,
+    studies: Sequence[Study],
+    how: How,
+    kept: Path,
+    prints: available.Fingerprints,
+    console: Console,
+) -> int:
+    """One outer fold after the other, each with all that the machine allows."""
     from experiments.search import pool
 
-    share = pool.division(study.search, prints, how.workers)
-    return pool.Pool(study, request.arguments(study.search.fold), share, kept, console).run()
+    for study in studies:
+        share = pool.division(study.search, prints, how.workers)
+        words = _of_folds(keeping, [study]).arguments()
+        if exit_code := pool.Pool(study, words, share, kept, console).run():
+            return exit_code
+        _conclude(request, study, console)
+    return 0
 
 
-def _on_slurm(request: Request, study: Study, how: How, target: Target, console: Console) -> int:
+def _on_slurm(request: Request, keeping: Request, studies: Sequence[Study], how: How, target: Target, console: Console) -> int:
     from experiments.search import cluster
 
-    words = request.arguments(study.search.fold)
-    workers = cluster.Workers(study, request.runs_root, words, how.workers, target, console)
+    workers = cluster.Workers(studies, request.runs_root, _of_folds(keeping, studies), how.workers, target, console)
     if not workers.submit():
-        console.print(f"{study.search.name}: {workers.queued()} workers are in the queue already", highlight=False)
+        console.print(f"{workers.count} workers are in the queue already", highlight=False)
     if not how.wait:
-        console.print(f"see `hicmae search status {request.name}` for how far they are", highlight=False)
+        console.print("they go on by themselves until the budget is spent; see `hicmae search status`", highlight=False)
         return 0
     try:
         workers.wait()
     except KeyboardInterrupt:
         console.print("no longer waiting; the workers go on in SLURM", highlight=False)
         return STOPPED
+    for study in studies:
+        _conclude(request, study, console)
     return 0
+
+
+def _of_folds(request: Request, studies: Sequence[Study]) -> Request:
+    return replace(request, folds=tuple(study.search.fold for study in studies if study.search.fold is not None))
 
 
 def _conclude(request: Request, study: Study, console: Console) -> None:
@@ -172,7 +220,7 @@ def _conclude(request: Request, study: Study, console: Console) -> None:
     search = study.search
     if not study.is_spent() or not any(row.state == "done" for row in study.rows()):
         return
-    study.draw(study.folder / "figures")
+    study.draw_found()
     best = study.best()
     console.print(
         f"{search.name}: best is {pool.line_of(search, best, [best]).partition(';')[0]}", highlight=False, soft_wrap=True
@@ -187,20 +235,23 @@ def _show(console: Console, search: Search, parts: list[Search], runs_root: Path
     goal = "largest" if search.maximizes else "smallest"
     console.print(
         f"{goal} {objective}; {search.budget} for each of {len(parts)} outer folds"
-        if search.fold is None and not search.function
+        if len(parts) > 1
         else f"{goal} {objective}; {search.budget}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"sampler {search.sampler}, pruner {search.pruner}, up to {search.splits} inner splits", highlight=False)
     for name, dimension in search.space.items():
         console.print(f"  {escape(name)}: {escape(spaces.describe(dimension))}", highlight=False)
     if search.function is None:
-        costs = Costs(runs_root, [])
+        costs = Costs(runs_root)
         runs = parts[0].trial_runs(0, {}, 1, prints)
         hours = sum(costs.of(run).hours for run in runs)
+        basis = "recorded runs" if all(costs.of(run).measured for run in runs) else "FLOPs"
         console.print(
-            f"a trial without earlier results: {len(runs)} runs, about {hours:.3g} {UNIT[costs.device]} (from FLOPs)",
+            f"a trial without earlier results: {len(runs)} runs, about {hours:.3g} {UNIT[costs.device]} (from {basis})",
             highlight=False,
+            soft_wrap=True,
         )
 
 

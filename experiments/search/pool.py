@@ -19,7 +19,7 @@ from rich.console import Console
 from experiments import cost, execution
 from experiments.available import Fingerprints
 from experiments.search.definition import Search, trial_name
-from experiments.search.study import Row, Study
+from experiments.search.study import Row, Study, ranked
 from experiments.search.worker import STOPPED
 from hicmae.errors import HicmaeError, UsageError
 from slurm.local import GRACE_S, on_stop_signals
@@ -104,7 +104,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **execution.absolute_folders(), **place.environment},
+                env={**os.environ, **execution.environment_of_runs(), **place.environment},
                 cwd=self.code,
                 start_new_session=True,
             )
@@ -156,11 +156,9 @@ class Pool:
 def line_of(search: Search, row: Row, rows: Sequence[Row]) -> str:
     """How a trial ended, and how far the search is with the trials that ended so far, in one line."""
     name = "value" if search.function else f"validation {search.metric}"
-    done = [other for other in rows if other.state == "done" and other.value is not None]
     budget = f" of {search.budget.trials}" if search.budget.trials else ""
     result = f"{name} {row.value:.6g}" if row.state == "done" else f"{row.state} {row.notes.get('reason', '')}".strip()
-    best = (max if search.maximizes else min)(done, key=lambda other: other.value or 0.0, default=None)
-    so_far = f"; best {best.value:.6g} ({trial_name(best.number)})" if best and best.value is not None else ""
+    so_far = "".join(f"; best {best.value:.6g} ({trial_name(best.number)})" for best in ranked(search, rows)[:1])
     return f"{trial_name(row.number)}  {result}{so_far}; {len(rows)}{budget} ended"
 
 

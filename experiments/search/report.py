@@ -19,7 +19,7 @@ from experiments.experiment import Experiment, Run, Table, Variant, split_delta
 from experiments.search import space as spaces
 from experiments.search.claims import SharedLock
 from experiments.search.definition import INNER, Search, trial_name
-from experiments.search.study import Row, Study
+from experiments.search.study import Row, Study, ranked
 from hicmae.errors import raise_unknown
 from hicmae.record import write_json
 
@@ -73,7 +73,8 @@ def contents(search: Search, rows: list[Row], fingerprint: Callable[[str], str])
 
 
 def summary(search: Search, rows: list[Row]) -> dict[str, Any]:
-    """The search and its trials, as JSON."""
+    """The search and its trials, as JSON; `place` is a finished trial's rank (1 is the best), which readers sort by."""
+    places = {row.number: place for place, row in enumerate(ranked(search, rows), start=1)}
     return {
         "objective": "value" if search.function else f"validation {search.metric}",
         "direction": "maximize" if search.maximizes else "minimize",
@@ -84,7 +85,12 @@ def summary(search: Search, rows: list[Row]) -> dict[str, Any]:
         "fold": search.fold,
         "recipe": next((trial_name(row.number) for row in rows if row.params == search.recipe()), None),
         "trials": [
-            {**asdict(row), "name": trial_name(row.number), "reports": {str(k): v for k, v in row.reports.items()}}
+            {
+                **asdict(row),
+                "name": trial_name(row.number),
+                "place": places.get(row.number),
+                "reports": {str(k): v for k, v in row.reports.items()},
+            }
             for row in rows
         ],
     }
@@ -149,7 +155,8 @@ def _python(search: Search, row: Row, delta: Mapping[str, Any]) -> str:
     """Functions as in hicmae/presets.py, one for each stage that is changed; of a search over a function, the parameters."""
     if search.function is not None:
         return f"BEST = {delta!r}  # {_origin(search, row)}"
-    parts = [(stage, changes) for stage, changes in split_delta(delta).items() if changes]
+    stages = ("pretrain", "finetune") if search.pretrain_corpus else ("finetune",)
+    parts = [(stage, changes) for stage, changes in split_delta(delta).items() if changes and stage in stages]
     recipes = {"pretrain": f'"{search.size}", "{search.pretrain_corpus}"', "finetune": f'"{search.size}", "{search.corpus}"'}
     types = {"pretrain": "PretrainConfig", "finetune": "FinetuneConfig"}
     lines = [
@@ -165,7 +172,10 @@ def _python(search: Search, row: Row, delta: Mapping[str, Any]) -> str:
             "    return change(",
         ]
         lines += [f"        recipes.{stage}({recipes[stage]}),", "        {"]
-        lines += [f"            {json.dumps(name)}: {value!r}," for name, value in changes.items()]
+        lines += [
+            f"            {json.dumps(name)}: {json.dumps(value) if isinstance(value, str) else repr(value)},"
+            for name, value in changes.items()
+        ]
         lines += ["        },", "    )"]
     return "\n".join(lines)
 

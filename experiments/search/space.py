@@ -284,3 +284,9 @@ def _check_limits(low: Any, high: Any, log: bool) -> None:
 def _check_labels(labels: list[Any]) -> None:
     if not labels or len({str(label) for label in labels}) < len(labels):
         raise UsageError(f"a choice needs distinct options, found {labels}")
+
+
+def short_names(space: Space) -> dict[str, str]:
+    """Parameters by the last word of their fields, where that is clear."""
+    words = {name: name.rpartition(".")[2] for name in space}
+    return {name: word if list(words.values()).count(word) == 1 else name for name, word in words.items()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,6 +56,18 @@ class Row:
     value: float | None
     notes: Mapping[str, Any]
     reports: Mapping[int, float]
+
+    @property
+    def splits(self) -> int:
+        """On how many inner splits its value is the mean."""
+        return int(self.notes.get("splits", 1))
+
+
+def ranked(search: Search, rows: Iterable[Row]) -> list[Row]:
+    """Finished trials, best first: those judged on more splits come before those that were not worth as many."""
+    sign = -1 if search.maximizes else 1
+    done = [row for row in rows if row.state == "done" and row.value is not None]
+    return sorted(done, key=lambda row: (-row.splits, sign * (row.value or 0.0), row.number))
 
 
 @dataclass(frozen=True)
@@ -119,13 +131,19 @@ class Study:
 
     @classmethod
     def look(cls, search: Search, folder: Path, url: str | None = None) -> Study:
-        """The study for reading. Raises UsageError when it was never begun."""
+        """The study for reading. Raises UsageError when it was never begun, or has been declared anew since."""
         try:
             if not url and not (folder / JOURNAL).exists():
                 raise KeyError(search.name)
             study = optuna.load_study(study_name=search.name, storage=_storage(folder, url))
         except KeyError:
             raise UsageError(f"{search.name}: was never begun in {folder.parent.parent}; `hicmae search run` begins it") from None
+        known, form = study.user_attrs.get("identity", {}), search.form()
+        if any(known.get(key) != value for key, value in form.items()):
+            raise UsageError(
+                f"{search.name}: was launched with another {_first_difference({key: known.get(key) for key in form}, form)}; "
+                f"name the file as it was then, a copy is in {folder.parent.parent}/_code"
+            )
         budget = study.user_attrs.get("budget")
         return cls(replace(search, budget=Budget(**budget)) if budget else search, folder, study)
 
@@ -174,14 +192,10 @@ class Study:
 
     def best(self) -> Row:
         """The best finished trial among those that were judged on most splits. Raises UsageError when none is finished."""
-        done = [row for row in self.rows() if row.state == "done" and row.value is not None]
-        if not done:
+        found = ranked(self.search, self.rows())
+        if not found:
             raise UsageError(f"{self.search.name}: no trial is finished yet; see `hicmae search status`")
-        most = max(row.notes.get("splits", 1) for row in done)
-        sign = 1 if self.search.maximizes else -1
-        return max(
-            (row for row in done if row.notes.get("splits", 1) == most), key=lambda row: (sign * (row.value or 0.0), -row.number)
-        )
+        return found[0]
 
     def promote(self, number: int) -> None:
         """Ask for a pruned trial to be run to its end, beyond the budget. Raises UsageError for one that was not pruned."""
@@ -221,10 +235,14 @@ class Study:
         with _quiet(), matplotlib.rc_context():  # Optuna's figures change the style for good
             return [path for name, plot in figures.items() for path in _save(plot(), folder / name, width_in)]
 
+    def draw_found(self) -> None:
+        """The figures of what was found, if anything, to the study's folder."""
+        if any(row.state == "done" for row in self.rows()):
+            self.draw(self.folder / "figures")
+
     def _with_short_names(self) -> optuna.Study:
         """A copy in memory whose parameters are called by the last word of their fields, where that is clear."""
-        words = {name: name.rpartition(".")[2] for name in self.search.space}
-        short = {name: word if list(words.values()).count(word) == 1 else name for name, word in words.items()}
+        short = spaces.short_names(self.search.space)
         copy = optuna.create_study(direction=self._study.direction)
         for frozen in self._study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
             frozen.params = {short[name]: value for name, value in frozen.params.items()}
@@ -340,9 +358,10 @@ def _made(kind: str, name: str, options: Mapping[str, Any], seed: int | None = N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remark that a part of Optuna may change: the lock file keeps its version."""
+    """Without the remark that a part of Optuna may change (the lock file keeps its version), or that an axis has one value."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Attempting to set identical low and high", UserWarning)
         yield
 
 
@@ -360,11 +379,11 @@ def _row(frozen: FrozenTrial) -> Row:
 
 
 def _first_difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """`space: optim.base_lr was ..., is ...`: the first thing in which two identities differ."""
+    """`space: optim.base_lr: low: was ..., is ...`: the first thing in which two identities differ."""
     for key in [*wanted, *known]:
         old, new = known.get(key), wanted.get(key)
-        if old != new and key == "space" and isinstance(old, dict) and isinstance(new, dict):
-            return "space: " + _first_difference(old, new)
+        if old != new and isinstance(old, dict) and isinstance(new, dict):
+            return f"{key}: {_first_difference(old, new)}"
         if old != new:
             return f"{key}: was {json.dumps(old)}, is {json.dumps(new)}"
     return "definition"

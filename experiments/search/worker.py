@@ -1,8 +1,9 @@
 """A worker of a search: asks for a trial, has it judged, tells; again and again, until the budget is spent.
 
-    python -m experiments.search.worker NAME --fold 1 --runs runs [--smoke] [--trials N] [--gpu-hours H]
+    python -m experiments.search.worker NAME [--fold 1] --runs runs [--smoke] [--trials N] [--gpu-hours H]
 
-Started by `hicmae search run`, any number at once, on one machine or many that see the folder. Killed at any moment it loses
+Started by `hicmae search run`, any number at once, on one machine or many that see the folder. With several outer folds it takes
+them in turn; workers of one SLURM array begin with different ones. Killed at any moment it loses
 nothing: its trial is taken over. Asked to stop (SIGTERM, SIGINT, SIGUSR2) it lets its run write a checkpoint first.
 Exit codes: 0 nothing left to begin, 75 asked to stop, 1 failed, 2 bad usage.
 """
@@ -13,7 +14,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,11 +51,17 @@ class Request:
     trials: int | None = None
     gpu_hours: float | None = None
 
-    def arguments(self, fold: int | None) -> list[str]:
-        """The command line of a worker for one outer fold."""
+    @property
+    def label(self) -> str:
+        """For people."""
+        return Path(self.name).stem + ("_smoke" if self.smoke else "")
+
+    def arguments(self) -> list[str]:
+        """The command line of a worker."""
         name = str(Path(self.name).absolute()) if is_file(self.name) else self.name
         words = [name, "--runs", str(self.runs_root.absolute())]
-        for option, value in (("--fold", fold), ("--trials", self.trials), ("--gpu-hours", self.gpu_hours)):
+        options = [*(("--fold", fold) for fold in self.folds), ("--trials", self.trials), ("--gpu-hours", self.gpu_hours)]
+        for option, value in options:
             words += [option, str(value)] if value is not None else []
         return [*words, *(["--smoke"] if self.smoke else [])]
 
@@ -116,30 +123,37 @@ def work(
     return finished
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.search.worker", description="One worker of a search.")
+def parser_of(program: str) -> argparse.ArgumentParser:
+    """Reads what `Request.arguments` writes."""
+    parser = argparse.ArgumentParser(prog=program, description="One worker of a search.")
     parser.add_argument("name", nargs="?", default="", help="a search's name or a Python file with search()")
-    parser.add_argument("--fold", type=int, help="the outer fold")
+    parser.add_argument("--fold", type=int, action="append", default=[], help="an outer fold; repeatable (default: all)")
     parser.add_argument("--runs", type=Path, default=runs_root(), help="folder of the run directories (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--gpu-hours", type=float)
+    return parser
+
+
+def request_of(options: argparse.Namespace) -> Request:
+    return Request(options.name, options.runs, options.smoke, tuple(options.fold), options.trials, options.gpu_hours)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = parser_of("python -m experiments.search.worker")
     parser.add_argument("--array", type=Path, help="as a task of this SLURM array: all other arguments are in its record")
     options = parser.parse_args(arguments)
     array = arrays.read(options.array.parent.parent, options.array.name) if options.array else None
     options = parser.parse_args(array.resources["arguments"]) if array else options
-    folds = () if options.fold is None else (options.fold,)
-    request = Request(options.name, options.runs, options.smoke, folds, options.trials, options.gpu_hours)
     try:
-        return _work_as_process(request, array)
+        return _work_as_process(request_of(options), array)
     except HicmaeError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
 
 
 def _work_as_process(request: Request, array: Array | None) -> int:
-    from experiments.search import report
-    from experiments.search.judge import FunctionJudge, RunJudge, Stopped
+    from experiments.search.judge import Stopped
 
     stops: list[int] = []
 
@@ -148,25 +162,48 @@ def _work_as_process(request: Request, array: Array | None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, stop)
-    parts = requested(request).parts()
-    if len(parts) > 1:
-        raise UsageError(f"{request.name} has {len(parts)} outer folds, each with a search of its own: name one with --fold")
-    search, prints = parts[0], Fingerprints()
-    study = opened(search, request.runs_root, prints)
+    prints = Fingerprints()
+    turns = [_turn(part, request.runs_root, prints, lambda: bool(stops)) for part in requested(request).parts()]
+    first = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) % len(turns) if array else 0
     try:
-        if search.function is not None:
-            finished = work(study, FunctionJudge(search.function), lambda: bool(stops))
-        else:
-            judge = RunJudge(search, study, request.runs_root, prints, lambda: bool(stops))
-            after = partial(report.record, search, study, request.runs_root, prints)
-            finished = work(study, judge, lambda: bool(stops), after)
+        finished = _in_turn([*turns[first:], *turns[:first]])
     except Stopped:
         if signal.SIGUSR2 in stops and array is not None:
             _requeue(array)
         return STOPPED
-    report.record(search, study, request.runs_root, prints)
     print(f"{finished} trials finished here; nothing left to begin", flush=True)
     return 0
+
+
+def _in_turn(turns: Sequence[Callable[[], int]]) -> int:
+    """Work at one search after the other, again and again until nothing is left in any; how many trials were finished."""
+    total = 0
+    while True:
+        finished = sum(turn() for turn in turns)
+        total += finished
+        if not finished or len(turns) == 1:
+            return total
+
+
+def _turn(search: Search, runs_root: Path, prints: Fingerprints, stopping: Callable[[], bool]) -> Callable[[], int]:
+    """Works at one search until nothing is left to begin in it, keeping its study file up to date."""
+    from experiments.search import report
+    from experiments.search.judge import FunctionJudge, RunJudge
+
+    study = opened(search, runs_root, prints)
+    record = partial(report.record, search, study, runs_root, prints)
+    is_quick = search.function is not None  # its trials may end faster than they can be listed
+    judge: Callable[[OwnTrial], Verdict] = (
+        FunctionJudge(search.function) if search.function else RunJudge(search, study, runs_root, prints, stopping)
+    )
+
+    def turn() -> int:
+        finished = work(study, judge, stopping, (lambda: None) if is_quick else record)
+        if finished:
+            record()
+        return finished
+
+    return turn
 
 
 def _requeue(array: Array) -> None:

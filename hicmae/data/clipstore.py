@@ -110,18 +110,20 @@ class PackedFiles:
 
     def __init__(self, root: Path, recipe: Recipe, files: Sequence[Path], digests: dict[Path, str]) -> None:
         self.recipe, self.files = recipe, list(files)
+        self._digests = [digests[path] for path in self.files]
         self.size = max(1, min(PACK_CLIPS, -(-len(self.files) // PACKS_WANTED)))
-        self.packs = [self._place(root, start, digests) for start in range(0, len(self.files), self.size)]
+        self.packs = [self._place(root, start) for start in range(0, len(self.files), self.size)]
         self._open: OrderedDict[int, Pack] = OrderedDict()
+        self._last: tuple[int, Parts] | None = None  # an example asks for several things of one record
 
-    def _place(self, root: Path, start: int, digests: dict[Path, str]) -> Path:
+    def _place(self, root: Path, start: int) -> Path:
         made_of = [FORMAT, JPEG_QUALITY, self.recipe.kind, self.recipe.image_px, self.recipe.crop]
-        made_of.append([digests[path] for path in self.files[start : start + self.size]])
+        made_of.append(self._digests[start : start + self.size])
         name = hashlib.blake2b(json.dumps(made_of).encode(), digest_size=16).hexdigest()
         return root / self.recipe.kind / name[:2] / f"{name}.pack"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": OrderedDict()}  # memory maps stay with their process
+        return {**self.__dict__, "_open": OrderedDict(), "_last": None}  # memory maps stay with their process
 
     def pack(self, number: int) -> Pack:
         """A pack, opened; built if it is not there, built again if it is damaged."""
@@ -151,22 +153,42 @@ class PackedFiles:
                 pass
             except PackDamaged:
                 place.unlink()
-            media = self.files[number * self.size : (number + 1) * self.size]
-            write_pack(place, (self.recipe.record(path) for path in media))
+            end = min(len(self.files), (number + 1) * self.size)
+            write_pack(place, (self._record(which) for which in range(number * self.size, end)))
             return Pack(place)
+
+    def _record(self, number: int) -> bytes | str:
+        """The record of a file or why there is none, which is kept only when it is the fault of the file's bytes.
+
+        Raises ClipError when the bytes cannot be read any more or are others by now: the disk's fault, to be tried again.
+        """
+        path = self.files[number]
+        try:
+            record = self.recipe.record(path)
+            if isinstance(record, bytes):
+                return record
+            if manifest.fresh_digest(path) == self._digests[number]:
+                return self.recipe.record(path)  # once more, for the disk may have failed in between
+            why = "it is gone or has other bytes than when it was listed"
+        except OSError as error:
+            why = error.strerror or str(error)
+        raise ClipError(path, f"could not be read while it was packed ({why}); nothing was kept, run again") from None
 
     def parts(self, number: int) -> Parts:
         """The record of a file. Raises ClipError with the reason when the file could not be decoded."""
-        pack = self.pack(number // self.size)
-        if reason := pack.errors.get(number % self.size):
-            raise ClipError(self.files[number], reason)
-        return Parts(pack.record(number % self.size))
+        if self._last is None or self._last[0] != number:
+            pack = self.pack(number // self.size)
+            if reason := pack.errors.get(number % self.size):
+                raise ClipError(self.files[number], reason)
+            self._last = number, Parts(pack.record(number % self.size))
+        return self._last[1]
 
     def checked(self, number: int, use: Callable[[Parts], T]) -> T:
         """What `use` makes of a file's record; a pack that turns out to be damaged is built again, once."""
         try:
             return use(self.parts(number))
         except PackDamaged:
+            self._last = None
             self._open.pop(number // self.size, None)
             self.packs[number // self.size].unlink(missing_ok=True)
             return use(self.parts(number))
@@ -249,12 +271,13 @@ class ClipStore:
         digests = manifest.file_digests(list(dict.fromkeys([*videos, *sounds])))
         self._video = PackedFiles(root, Recipe("video", image_px, corpus.crop(image_px)), videos, digests)
         self._sound = PackedFiles(root, Recipe("sound"), sounds, digests)
+        self.kinds = (self._video, self._sound)
         self._video_number = {path: number for number, path in enumerate(videos)}
         self._sound_number = {path: number for number, path in enumerate(sounds)}
 
     def build(self, workers: int | None = None) -> None:
         """Decode what is not there yet."""
-        build_all([self._video, self._sound], workers)
+        build_all(self.kinds, workers)
 
     def problems(self) -> list[manifest.Problem]:
         """The samples whose files could not be decoded."""

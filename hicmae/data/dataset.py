@@ -8,12 +8,14 @@ Legend: T frames, H height, W width, F feature frames, M mel bins, N tokens.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hicmae.config import EncoderConfig, FinetuneConfig, PretrainConfig
@@ -43,6 +45,24 @@ class Draw:
     view: int = 0
 
 
+class Memory:
+    """Memory for the frames of batches, used again when a batch is no longer held: new pages cost a tenth of an example."""
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.float32]] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_free": []}  # of its own in every process
+
+    def tensor(self, size: tuple[int, ...]) -> Tensor:
+        """A float32 tensor of any content, whose memory no other living tensor or view of one has."""
+        self._free[:] = [array for array in self._free if array.shape == size]
+        array = self._free.pop() if self._free else np.empty(size, np.float32)  # numpy asks for huge pages, at half the cost
+        lent = array.view()  # all tensors of this memory hold it, so it ends with the last of them
+        weakref.finalize(lent, self._free.append, array).atexit = False
+        return torch.from_numpy(lent)
+
+
 class Clips:
     """What pre-training and fine-tuning share: plans, frames and sound of a sample."""
 
@@ -52,6 +72,7 @@ class Clips:
         self.samples, self.source, self.numbers = list(samples), source, list(numbers)  # numbers: those of the source
         self.encoder, self.stride = encoder, stride
         self.fps = DEFAULT_FPS
+        self._memory = Memory()
 
     def stream(self, purpose: str, seed: int, draw: Draw) -> np.random.Generator:
         """The random numbers of one purpose for one example."""
@@ -62,7 +83,7 @@ class Clips:
         if not self.has_video():
             return self._stacked([self._heard(draw)[0] for draw in draws], draws)
         size = (len(draws), 3, self.encoder.frames, self.encoder.image_px, self.encoder.image_px)
-        video = torch.from_numpy(np.empty(size, np.float32))  # numpy asks for huge pages, which halves the cost of new memory
+        video = self._memory.tensor(size)
         examples = []
         for row, draw in zip(video, draws, strict=True):
             example, plan = self._heard(draw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FINGERPRINT_LENGTH = 32
 MISSING = "missing"
 _BLOCK = 1 << 20
+_CHUNK = 256  # paths that a thread takes at once
 
 
 @dataclass(frozen=True)
@@ -111,42 +113,59 @@ def _size(path: Path) -> int:
 def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
     """The digest of every path's bytes; `MISSING` where there is nothing. Only files that changed are read again."""
     cache = _DigestCache(paths)
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = dict(zip(paths, pool.map(cache.digest, paths, chunksize=64), strict=True))
+        found = [digest for part in pool.map(cache.digests, chunks) for digest in part]
     cache.save()
-    return found
+    return dict(zip(paths, found, strict=True))
+
+
+def fresh_digest(path: Path) -> str:
+    """The digest of a path's bytes as they are now, read whatever is cached. Raises OSError when they cannot be read."""
+    return _digest_of(path, lambda file, _: _hash_file(file))
+
+
+def _digest_of(path: Path, one: Callable[[Path, os.stat_result], str]) -> str:
+    """The digest of a file, or of a folder of frames as the digest of its pictures' names and digests."""
+    try:
+        state = path.stat()
+        if not stat.S_ISDIR(state.st_mode):
+            return one(path, state)
+        files = sorted(entry for entry in path.iterdir() if entry.is_file())
+        return _hash(json.dumps([[file.name, one(file, file.stat())] for file in files]).encode())
+    except FileNotFoundError:
+        return MISSING
 
 
 class _DigestCache:
     """Digests on disk, one file per top folder, by path, size and time of change."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        top = os.path.commonpath([path.parent.absolute() for path in paths]) if paths else ""
+        names = [str(path) for path in paths]
+        ends = [Path(end).absolute().parent for end in (min(names), max(names))] if names else []
+        top = os.path.commonpath(ends) if ends else ""  # what the first and the last share, all share; only a name hangs on it
         name = hashlib.blake2b(top.encode(), digest_size=8).hexdigest()
         self._file = location.cache_root() / "digests" / f"{name}.json"
         self._known = self._read()
         self._new: dict[str, list[object]] = {}
 
-    def digest(self, path: Path) -> str:
-        """The digest of a file, or of a folder of frames as the digest of its pictures' names and digests."""
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """The digests of paths. Raises ClipError for one that cannot be read."""
+        return [self._digest(path) for path in paths]
+
+    def _digest(self, path: Path) -> str:
         try:
-            if not path.is_dir():
-                return self._one(path)
-            names = sorted(entry for entry in path.iterdir() if entry.is_file())
-            return _hash(json.dumps([[entry.name, self._one(entry)] for entry in names]).encode())
-        except FileNotFoundError:
-            return MISSING
+            return _digest_of(path, self._one)
         except OSError as error:
             raise ClipError(path, f"unreadable ({error.strerror})") from None
 
-    def _one(self, path: Path) -> str:
-        state = path.stat()
-        key, stamp = str(path.absolute()), [state.st_size, state.st_mtime_ns]
-        known = self._known.get(key)
-        if known and known[:2] == stamp:
+    def _one(self, path: Path, state: os.stat_result) -> str:
+        name = str(path.absolute())
+        known = self._known.get(name)
+        if known and known[0] == state.st_size and known[1] == state.st_mtime_ns:
             return str(known[2])
         digest = _hash_file(path)
-        self._new[key] = [*stamp, digest]
+        self._new[name] = [state.st_size, state.st_mtime_ns, digest]
         return digest
 
     def save(self) -> None:

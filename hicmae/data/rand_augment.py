@@ -129,8 +129,10 @@ def _brightness(frames: Frames, factor: float, **_: Any) -> Frames:
 def _contrast(frames: Frames, factor: float, **_: Any) -> Frames:
     grey = np.asarray(cv2.cvtColor(_tall(frames), cv2.COLOR_RGB2GRAY)).reshape(len(frames), -1)
     means = (grey.mean(-1) + 0.5).astype(int)
-    tables = [_table(mean + factor * (GREY_LEVELS - mean)) for mean in means]
-    return np.stack([np.asarray(cv2.LUT(frame, table), np.uint8) for frame, table in zip(frames, tables, strict=True)])
+    changed = np.empty_like(frames)
+    for frame, mean, into in zip(frames, means, changed, strict=True):
+        cv2.LUT(frame, _table(mean + factor * (GREY_LEVELS - mean)), into)
+    return changed
 
 
 def _color(frames: Frames, factor: float, **_: Any) -> Frames:
@@ -157,9 +159,8 @@ def _auto_contrast(frames: Frames, **_: Any) -> Frames:
 def _equalize(frames: Frames, **_: Any) -> Frames:
     planes = _planes(frames)
     flat = planes.reshape(-1, *planes.shape[2:])
-    counts = np.stack([cv2.calcHist([plane], [0], None, [256], [0, 256])[:, 0] for plane in flat]).astype(
-        np.int64
-    )  # (3 * T, 256)
+    histograms = [cv2.calcHist([plane], [0], None, [256], [0, 256])[:, 0] for plane in flat]
+    counts = np.stack(histograms).astype(np.int64)  # (T * 3, 256)
     pixels = counts.sum(-1, keepdims=True)
     brightest = np.take_along_axis(counts, flat.max((-1, -2)).astype(np.int64)[:, None], -1)
     step = (pixels - brightest) // 255
@@ -168,12 +169,14 @@ def _equalize(frames: Frames, **_: Any) -> Frames:
 
 
 def _looked_up_by_plane(planes: Frames, levels: NDArray[Any]) -> Frames:
-    """Every colour (3, T, H, W) of every frame looked up in its own row of levels (3 * T, 256); (T, H, W, 3)."""
-    colours, count, height, width = planes.shape
+    """Every colour (T, 3, H, W) of every frame looked up in its own row of levels (T * 3, 256); (T, H, W, 3)."""
+    count, colours, height, width = planes.shape
     for plane, table in zip(planes.reshape(-1, height, width), _table(levels), strict=True):
         cv2.LUT(plane, table, plane)
-    merged = cv2.merge(list(planes.reshape(colours, -1, width)))
-    return np.asarray(merged, np.uint8).reshape(count, height, width, colours)
+    changed = np.empty((count, height, width, colours), np.uint8)
+    for frame, into in zip(planes, changed, strict=True):
+        cv2.merge(tuple(frame), into)
+    return changed
 
 
 def _looked_up(frames: Frames, levels: NDArray[Any]) -> Frames:
@@ -191,8 +194,11 @@ def _tall(frames: Frames) -> Frames:
 
 
 def _planes(frames: Frames) -> Frames:
-    """(T, H, W, 3) -> (3, T, H, W)."""
-    return np.asarray(cv2.split(_tall(frames)), np.uint8).reshape(3, *frames.shape[:3])
+    """(T, H, W, 3) -> (T, 3, H, W), frame by frame: what is split stays in the processor's cache."""
+    planes = np.empty((len(frames), 3, *frames.shape[1:3]), np.uint8)
+    for frame, into in zip(frames, planes, strict=True):
+        cv2.split(frame, tuple(into))
+    return planes
 
 
 OPERATIONS: dict[str, Callable[..., Frames]] = {

@@ -84,8 +84,8 @@ class Projection(nn.Linear):
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, parts * D) -> `parts` tensors (B, H, N, D / H)."""
-    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    """(B, N, parts * D) -> `parts` tensors (B, H, N, D / H). Cut in place: the gradient is put together in one copy."""
+    return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (parts, heads, -1)).unbind(2))  # (B, N, parts, H, D / H)
 
 
 class Attention(nn.Module):

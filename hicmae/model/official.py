@@ -11,6 +11,7 @@ is refused with one line that lists why. Files are read with `weights_only=True`
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,12 +63,21 @@ def to_official(model: nn.Module) -> State:
 
 
 def save_official(model: nn.Module, path: Path | str) -> None:
-    """Write the weights for the authors' code: .safetensors bare, any other ending as torch.save of {"model": ...}."""
+    """Write the weights for the authors' code, whole or not at all.
+
+    .safetensors bare, any other ending as torch.save of {"model": ...}. Raises OSError.
+    """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file({k: v.contiguous() for k, v in to_official(model).items()}, path)
-    else:
-        torch.save({"model": to_official(model)}, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            temporary.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in to_official(model).items()}))
+        else:
+            with temporary.open("wb") as file:
+                torch.save({"model": to_official(model)}, file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def initialise_from_pretrain(classifier: HiCMAEClassifier, source: Path | str | Mapping[str, Tensor]) -> list[str]:

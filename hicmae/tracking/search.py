@@ -55,10 +55,8 @@ class Found:
 
     @property
     def ranked(self) -> list[Mapping[str, Any]]:
-        """Finished trials, those judged on most splits and the best of them first."""
-        sign = -1 if self.search.get("direction") == "maximize" else 1
-        done = [trial for trial in self.search["trials"] if trial["state"] == "done" and trial.get("value") is not None]
-        return sorted(done, key=lambda trial: (-_splits(trial), sign * trial["value"], trial["number"]))
+        """Finished trials, best first, by the place that the search gave them."""
+        return sorted((trial for trial in self.search["trials"] if trial.get("place")), key=lambda trial: int(trial["place"]))
 
     @property
     def markdown(self) -> str:
@@ -91,10 +89,6 @@ class Found:
         for path in self.figures:
             shutil.copyfile(path, folder / "figures" / path.name)
         return bool(self.figures)
-
-
-def _splits(trial: Mapping[str, Any]) -> int:
-    return int((trial.get("notes") or {}).get("splits", 1))
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -37,6 +38,10 @@ _TRANSIENT = {
     "RESOURCE_EXHAUSTED",
     "ABORTED",
 }
+_REASONS = re.compile(
+    r"too many \d+ error responses|Connection refused|Read timed out|timed out|Name or service not known|No route to host"
+    r"|Connection reset"
+)
 _PARAMS = 100  # MLflow's limit for one batch
 SQLITE = "sqlite:///"
 MODEL = "model"  # runs:/<run>/model
@@ -53,6 +58,10 @@ class Known:
     is_old: bool = True  # not made by this call
 
 
+class NoAnswerError(HicmaeError):
+    """MLflow did not answer; nothing is lost."""
+
+
 class Store:
     """A tracking store. Errors that pass (server away, 5xx, database locked) are tried again for `patience_s` seconds."""
 
@@ -67,6 +76,7 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what a laboratory does is its own
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         file = self._file
         if file is not None and not file.exists():
             self._say(f"mlflow: creating {file} (once, some seconds)")
@@ -244,7 +254,7 @@ class Store:
             if not _passes(error):
                 raise
             reason = _first_line(error)
-            raise HicmaeError(
+            raise NoAnswerError(
                 f"MLflow at {self.uri} does not answer ({reason}); nothing is lost, `hicmae sync` goes on later"
             ) from None
 
@@ -300,6 +310,10 @@ def _passes(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException | None) -> str:
+    """Why, in a few words: MLflow wraps the network's reason into several lines' worth of classes and addresses."""
+    found = _REASONS.search(str(error))
+    if found is not None:
+        return found[0]
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from hicmae.config import FinetuneConfig
+from hicmae.config import FinetuneConfig, InitialWeights
 from hicmae.data.location import cache_root
 from hicmae.errors import UsageError
 from hicmae.model.classify import HiCMAEClassifier
@@ -31,6 +31,38 @@ def start_from(model: HiCMAEClassifier, config: FinetuneConfig, runs_root: Path)
         load_official(model, state)
     else:
         initialise_from_pretrain(model, state)
+
+
+def check_modality(config: FinetuneConfig, runs_root: Path) -> None:
+    """Refuse a modality that the weights to start from lack, as soon as they are known: nothing is built and no clip is read.
+
+    Raises ConfigError with the field, the value and what is allowed. Weights that are not on this machine pass.
+    """
+    wanted, reference = config.head.modality, config.initial.reference
+    held = _held_by_run(runs_root / reference) if config.initial.source == "run" else _held_by_file(config.initial)
+    if not set(wanted) <= set(held):
+        allowed = f"must be {held}" if held else "has no stream to start from"
+        config.head.refuse("modality", f"{allowed}; {config.initial.source} {reference} holds no other stream")
+
+
+def _held_by_run(folder: Path) -> str:
+    """The streams of a run that fine-tuning starts from; a pre-training has both."""
+    if not (folder / "config.json").is_file():
+        return "AV"
+    config = RunRecord(folder).config()
+    return config.head.modality if isinstance(config, FinetuneConfig) else "AV"
+
+
+def _held_by_file(initial: InitialWeights) -> str:
+    """The streams that the parameter names of an authors' checkpoint show."""
+    if initial.source == "scratch":
+        return "AV"
+    try:
+        path = official_file(initial.reference)
+    except UsageError:
+        return "AV"
+    parts = {name.split(".")[0] for name in read_checkpoint(path)}
+    return "".join(letter for letter, part in (("A", "encoder_audio"), ("V", "encoder")) if part in parts)
 
 
 def weights_of_run(config: FinetuneConfig, runs_root: Path) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hicmae.config import PretrainConfig, RunConfig
 from hicmae.errors import DivergedError
 from hicmae.record import RunRecord
-from hicmae.train import checkpoint
+from hicmae.train import checkpoint, gpu
 from hicmae.train.distributed import World
 from hicmae.train.engine import Engine
 from hicmae.train.interrupt import Preempted, StopRequest
@@ -206,9 +206,7 @@ class Loop:
             "data_wait_share": min(waited_s / passed_s, 1.0),
             "rss_bytes": float(psutil.Process().memory_info().rss),
         }
-        if self.world.device.type == "cuda":
-            values["gpu_bytes"] = float(torch.cuda.max_memory_allocated())
-        return values
+        return values | gpu.load(self.world.device)
 
     def _save(self) -> None:
         """Write a checkpoint of this moment; all processes call, because tensors may be cut up over them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +71,26 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], optim: Opti
 def adamw(groups: Iterable[Group], optim: OptimConfig) -> torch.optim.AdamW:
     """One fused kernel per group of tensors: 5 % of a step on a CPU, more on a GPU. `lr_scale` stays on the group."""
     plain = [{"params": g.params, "weight_decay": g.weight_decay, "lr_scale": g.lr_scale} for g in groups]
-    return torch.optim.AdamW(plain, lr=optim.lr, betas=optim.betas, fused=True)
+    return _AdamW(plain, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+class _AdamW(torch.optim.AdamW):
+    """Torch's own, without its compiler: importing that, and sympy with it, would cost every run a second and 80 MB.
+
+    Torch does so at the first call of some methods, only to mark them as not to be compiled, which nobody does here; a later
+    torch that marks them in another way takes no notice.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        base = torch.optim.Optimizer
+        for method in (base.add_param_group, base.zero_grad, base.state_dict, base.load_state_dict):
+            plain = inspect.unwrap(method)
+            vars(plain).setdefault("__dynamo_disable", plain)
+        super().__init__(*arguments, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
 
 
 def local_batch(optim: OptimConfig, processes: int) -> int:

@@ -125,6 +125,47 @@ def test_a_missing_file_is_found_when_it_comes_back(tmp_path: Path) -> None:
     assert store_of(table, tmp_path / "store").problems() == []
 
 
+@pytest.mark.parametrize("fault", ["gone", "unreadable for a moment"])
+def test_a_fault_of_the_disk_is_not_remembered_as_one_of_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    table = write_table(tmp_path / "data", clips=2)
+    clip = tmp_path / "data/clips/clip00.mp4"
+    data = clip.read_bytes()
+    original = Recipe.record
+
+    def failing(self: Recipe, path: Path) -> bytes | str:
+        """The disk fails when the clip's turn comes, after its digest was taken."""
+        if path == clip and fault == "gone":
+            clip.unlink(missing_ok=True)
+        elif path == clip:  # opened, a loop of links is an OSError for root too
+            clip.unlink(missing_ok=True)
+            clip.symlink_to(clip)
+        return original(self, path)
+
+    monkeypatch.setattr(Recipe, "record", failing)
+    with pytest.raises(ClipError, match=r"clip00.mp4: could not be read while it was packed .*; nothing was kept, run again"):
+        store_of(table, tmp_path / "store")
+    monkeypatch.undo()
+    clip.unlink(missing_ok=True)
+    clip.write_bytes(data)
+    store = store_of(table, tmp_path / "store")
+    assert store.problems() == []
+    assert store.frames(0, [3]).shape == (1, 32, 32, 3)
+
+
+def test_a_clip_that_fails_once_and_is_whole_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, seen = write_table(tmp_path / "data", clips=1), []
+    original = Recipe.record
+
+    def failing_once(self: Recipe, path: Path) -> bytes | str:
+        seen.append(path)
+        return "Input/output error" if seen.count(path) == 1 else original(self, path)
+
+    monkeypatch.setattr(Recipe, "record", failing_once)
+    assert store_of(table, tmp_path / "store").problems() == []
+
+
 @pytest.mark.parametrize("damage", ["cut", "footer", "index", "empty"])
 def test_a_damaged_pack_is_found_on_opening_and_built_again(tmp_path: Path, damage: str) -> None:
     table = write_table(tmp_path / "data", clips=2)

@@ -14,7 +14,7 @@ from hicmae import presets
 from hicmae.config import FinetuneConfig, PretrainConfig, change
 from hicmae.data import corpora, order
 from hicmae.data.clipstore import DirectClips
-from hicmae.data.dataset import Draw, FinetuneClips, PretrainClips
+from hicmae.data.dataset import Draw, FinetuneClips, Memory, PretrainClips
 from hicmae.data.finish import finish_batch
 from hicmae.data.loader import Batch, finetune_batches, pretrain_batches, share
 from hicmae.errors import ClipError, UsageError
@@ -339,6 +339,28 @@ def test_short_and_odd_clips_make_whole_examples(tmp_path: Path) -> None:
     assert batch["video"].shape == (3, 3, 8, 32, 32)
     assert torch.isfinite(batch["audio"]).all()
     assert torch.isfinite(batch["video"]).all()
+
+
+def test_the_memory_of_a_batch_is_used_again_when_nothing_of_the_batch_is_held() -> None:
+    memory = Memory()
+    first = memory.tensor((2, 3))
+    place, part = first.data_ptr(), first[1].numpy()
+    del first
+    second = memory.tensor((2, 3))
+    part[:] = 7
+    second.fill_(1)
+    assert second.data_ptr() != place
+    assert part.tolist() == [7, 7, 7]
+    del part
+    assert memory.tensor((2, 3)).data_ptr() == place
+    assert memory.tensor((1, 3)).shape == (1, 3)  # the last batch of an epoch
+
+
+def test_batches_that_are_kept_stay_what_they_were(table: Path) -> None:
+    kept = list(pretrain_batches(pretrain(table)).epoch(0))
+    again = [batch["video"].clone() for batch in pretrain_batches(pretrain(table)).epoch(0)]
+    assert len(kept) == 2
+    assert all(torch.equal(batch["video"], video) for batch, video in zip(kept, again, strict=True))
 
 
 @given(slots=st.integers(1, 8), local=st.integers(1, 12))

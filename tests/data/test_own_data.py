@@ -69,6 +69,21 @@ def test_names_with_spaces_and_unicode_stand_in_quotes(tmp_path: Path) -> None:
     assert sorted(read(f"list:{path}")[1]) == ["mein Film ü", "感情 😀"]
 
 
+def test_links_that_the_user_made_are_followed_and_a_list_alone_leads_nowhere_else(tmp_path: Path) -> None:
+    real, elsewhere, named = tmp_path / "disk", tmp_path / "elsewhere/videos", tmp_path / "named"
+    real.mkdir()
+    elsewhere.mkdir(parents=True)
+    named.symlink_to(real)  # the data folder is a link, and holds one
+    (real / "videos").symlink_to(elsewhere)
+    path = write(named / "l.csv", "videos/a.mp4 a.wav 0", f"{real}/b.mp4 {named}/b.wav 1", "videos/../c.mp4 c.wav 1")
+    samples = read(f"list:{path}")[1]
+    assert [samples[name].video for name in "abc"] == [named / "videos/a.mp4", named / "b.mp4", named / "c.mp4"]
+    assert [samples[name].audio for name in "abc"] == [named / f"{name}.wav" for name in "abc"]
+    for wrong in ("videos/../../outside.mp4", f"{elsewhere}/a.mp4", f"{real}/../outside.mp4"):
+        with pytest.raises(ClipError, match="points outside the data folder"):
+            read(f"list:{write(named / 'wrong.csv', f'{wrong} a.wav 0')}")
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

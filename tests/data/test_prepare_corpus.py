@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import typer
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,7 +28,7 @@ from experiments.cli_prepare import prepare_command
 from hicmae.data import clips, corpora
 from hicmae.data.prepare.clip import Settings, check_id
 from hicmae.data.prepare.faces import detector
-from hicmae.data.prepare.pipeline import Summary, prepare, read_journal
+from hicmae.data.prepare.pipeline import Summary, lock_of, prepare, read_journal
 from hicmae.data.synthetic.clip import Take, pictures, sound
 from hicmae.data.synthetic.write import write_media
 from hicmae.errors import HicmaeError, UsageError
@@ -36,10 +37,8 @@ pytestmark = pytest.mark.xdist_group("prepare")  # its fixtures are made once
 
 SETTINGS = Settings(size_px=64)
 SIDE, PLACES = 160, 8
+LONG, HELD = 12, "clip 7 ü"
 NOISE = np.random.default_rng(0).integers(0, 256, (25, SIDE, SIDE, 3), dtype=np.uint8)
-
-
-SIDE, PLACES = 160, 8
 
 
 @cache
@@ -352,22 +351,28 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 
 def interrupted(name: str, out: Path, number: signal.Signals, whole_group: bool = False) -> subprocess.Popen[str]:
-    """A preparation that got the signal when its first clips were done; all its processes have ended."""
-    process = start(name, out, "--jobs", "2")
-    wait_for(lambda: len(list(out.glob("mine/faces/*.mp4"))) >= 2, process)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    assert len(family) >= 3
-    (os.killpg if whole_group else os.kill)(process.pid, number)
-    process.communicate(timeout=60)
+    """A preparation that got the signal when its first clips were done; all its processes have ended.
+
+    One clip is in other hands all the time, so it cannot have come to its end before.
+    """
+    held = lock_of(out / "mine", HELD)
+    held.parent.mkdir(parents=True)
+    with FileLock(held):
+        process = start(name, out, "--jobs", "2")
+        wait_for(lambda: len(list(out.glob("mine/faces/*.mp4"))) >= 2, process)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        assert len(family) >= 3
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        process.communicate(timeout=120)
     assert psutil.wait_procs(family, timeout=60)[1] == []
-    assert len(list(out.glob("mine/faces/*.mp4"))) < 24
+    assert not (out / "mine" / "faces" / f"{HELD}.mp4").exists()
     return process
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("long")
-    return many(folder, 24)
+    return many(folder, LONG)
 
 
 @pytest.fixture(scope="module")
@@ -405,7 +410,7 @@ def test_two_calls_at_once_share_the_work_and_come_to_the_same_files(
     assert media(tmp_path / "mine") == long_whole
     journals = list((tmp_path / "mine" / ".prepare" / "journal").iterdir())
     lines = [json.loads(line)["sample_id"] for journal in journals for line in journal.read_text().splitlines()]
-    assert len(set(lines)) == 24 and len(lines) < 30  # a clip twice only where both looked at the same moment
+    assert len(set(lines)) == LONG and len(lines) < LONG + 6  # a clip twice only where both looked at the same moment
 
 
 @pytest.mark.slow

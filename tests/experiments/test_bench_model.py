@@ -12,7 +12,17 @@ from rich.console import Console
 
 from experiments import bench_steps, bench_tables
 from experiments.bench_model import measure, measure_case, measure_change, settings_for
-from experiments.bench_steps import ALL_PATCHES, CHANGES, PLAIN_ATTENTION, TWO_HALVES, Case, changes_for, step_of
+from experiments.bench_steps import (
+    ALL_FEATURES,
+    ALL_PATCHES,
+    CHANGES,
+    CHECKPOINTING,
+    PLAIN_ATTENTION,
+    TWO_HALVES,
+    Case,
+    changes_for,
+    step_of,
+)
 from hicmae.errors import RecordError, UsageError
 
 CPU = torch.device("cpu")
@@ -37,6 +47,7 @@ def test_a_measurement_has_every_case_and_change(tmp_path: Path) -> None:
     assert case["peak_memory_gb"] > 0.1
     assert [row["change"] for row in result["changes"]] == list(CHANGES)
     assert not any("error" in row for row in result["changes"])
+    assert all(row["changed_memory_gb"] > 0 and row["times_the_memory"] > 0 for row in result["changes"])
     assert [done for done, _, _ in shown] == list(range(len(CHANGES) + 2))
     assert result["machine"]["gpu_measured"] is False
     bench_tables.write(result, tmp_path / "new" / "bench.json")
@@ -61,9 +72,9 @@ def test_a_missing_compiler_is_an_error_of_its_case_alone(monkeypatch: pytest.Mo
     assert "needs a C++ compiler" in measure_change(compiled, PLAIN_ATTENTION, CPU, 1)["error"]
 
 
-@pytest.mark.parametrize("change", [PLAIN_ATTENTION, ALL_PATCHES])
+@pytest.mark.parametrize("change", [PLAIN_ATTENTION, ALL_PATCHES, ALL_FEATURES])
 def test_a_changed_step_computes_the_same_update(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain attention and embedding all patches are other ways to the same numbers, so it is fair to time them."""
+    """What the release does is another way to the same numbers, so it is fair to time it."""
     built: list[torch.nn.Module] = []
     build = bench_steps.build_model
     monkeypatch.setattr(bench_steps, "build_model", lambda config: built.append(build(config)) or built[-1])
@@ -80,12 +91,19 @@ def test_a_changed_step_computes_the_same_update(change: str, monkeypatch: pytes
 
 
 def test_changes_that_mean_nothing_for_a_case_are_left_out() -> None:
-    assert ALL_PATCHES not in changes_for(Case("finetune", "smoke", 4))
+    assert not {ALL_PATCHES, ALL_FEATURES} & set(changes_for(Case("finetune", "smoke", 4)))
     assert TWO_HALVES not in changes_for(Case("pretrain", "smoke", 2))
     assert changes_for(Case("pretrain", "smoke", 4)) == list(CHANGES)
     assert TWO_HALVES in changes_for(Case("finetune", "smoke", 2))
     assert TWO_HALVES not in changes_for(Case("finetune", "smoke", 3))
     step_of(Case("finetune", "smoke", 2), CPU, TWO_HALVES)()
+
+
+def test_the_memory_of_a_change_is_its_own() -> None:
+    """AdamW's moments, the weights and their gradients are in it; activation checkpointing and larger batches show."""
+    small, large = (measure_change(Case("finetune", "smoke", batch), CHECKPOINTING, CPU, 1) for batch in (4, 48))
+    assert large["memory_gb"] > small["memory_gb"] > 0
+    assert large["times_the_memory"] < 0.95
 
 
 def test_defaults_fit_the_device() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import typer
 from typer.testing import CliRunner
 
 import hicmae
-from experiments import cli, cli_runs, experiment, study_file
+from experiments import cli, cli_runs, execution, experiment, study_file
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
 from slurm import scheduler
+from slurm.state import read_states
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LAUNCH = (sys.executable, str(CHECKOUT / "experiments" / "launch.py"))
 HICMAE = (sys.executable, "-m", "experiments.cli")
+Complaint = Callable[..., str]
 
 
 @pytest.fixture
@@ -41,14 +44,21 @@ def call(place: Path, *command: str, keyboard: str | None = None) -> subprocess.
     )
 
 
-def complaint(place: Path, *command: str) -> str:
-    """The one line of a usage error, which must end with exit code 2 and print nothing else."""
-    ended = call(place, *command)
-    assert ended.returncode == 2, (ended.stdout, ended.stderr)
-    assert ended.stdout == ""
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in ended.stderr
-    return ended.stderr
+@pytest.fixture
+def complaint(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """The one line of a usage error, which must end with exit code 2 and print nothing else; without a process of its own."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HICMAE_RUNS", str(place / "runs"))
+
+    def called(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(arguments))
+        told = capsys.readouterr()
+        assert (ended.value.code, told.out) == (2, ""), told
+        assert len(told.err.strip().splitlines()) == 1
+        return told.err
+
+    return called
 
 
 @pytest.mark.parametrize(
@@ -83,13 +93,15 @@ def complaint(place: Path, *command: str) -> str:
         ([], "launch needs an experiment"),
     ],
 )
-def test_a_mistake_gives_one_line_with_what_is_valid_and_exit_code_2(place: Path, arguments: list[str], message: str) -> None:
-    assert message in complaint(place, *LAUNCH, *arguments)
+def test_a_mistake_gives_one_line_with_what_is_valid_and_exit_code_2(
+    complaint: Complaint, arguments: list[str], message: str
+) -> None:
+    assert message in complaint("launch", *arguments)
 
 
-def test_unknown_commands_name_the_nearest(place: Path) -> None:
-    assert "unknown command 'lanch'; valid, nearest first: launch," in complaint(place, *HICMAE, "lanch")
-    assert "see `hicmae retry --help`" in complaint(place, *HICMAE, "retry", "x")
+def test_unknown_commands_name_the_nearest(complaint: Complaint) -> None:
+    assert "unknown command 'lanch'; valid, nearest first: launch," in complaint("lanch")
+    assert "see `hicmae retry --help`" in complaint("retry", "x")
 
 
 def test_version_and_help(place: Path) -> None:
@@ -171,7 +183,7 @@ def test_a_search_takes_the_folds_of_only(place: Path) -> None:
     assert "for each of 1 outer folds" in ended.stdout
 
 
-def test_the_end_of_a_search_is_told(place: Path) -> None:
+def test_the_end_of_a_search_is_told(place: Path, complaint: Complaint) -> None:
     (place / "mine.py").write_text(
         "from experiments.search import Budget, Float, Search\n"
         "def search(): return Search(name='mine', title='', space={'x': Float(0.0, 1.0)}, budget=Budget(trials=2),\n"
@@ -180,7 +192,7 @@ def test_the_end_of_a_search_is_told(place: Path) -> None:
     ended = call(place, *LAUNCH, "mine.py", "--yes", "--max-parallel", "1", "--notify", "sh -c 'cat > told.json'")
     assert ended.returncode == 0, ended.stderr
     assert json.loads((place / "told.json").read_text())["trials"] == {"done": 2}
-    assert "has no outer folds" in complaint(place, *LAUNCH, "mine.py", "--only", "fold=1")
+    assert "has no outer folds" in complaint("launch", "mine.py", "--only", "fold=1")
 
 
 def test_only_and_json(place: Path) -> None:
@@ -213,7 +225,7 @@ def recorded_study(place: Path) -> list[str]:
     return [record.id for record in records]
 
 
-def test_status_counts_and_tells_why(place: Path) -> None:
+def test_status_counts_and_tells_why(place: Path, complaint: Complaint) -> None:
     ids = recorded_study(place)
     overview = call(place, *HICMAE, "status")
     assert overview.stdout.split("\n")[0].split() == ["study", "runs", "done", "planned", "failed"]
@@ -223,7 +235,7 @@ def test_status_counts_and_tells_why(place: Path) -> None:
     assert ids[1][:8] in one.stdout
     values = json.loads(call(place, *HICMAE, "status", "--json").stdout)
     assert values[0]["counts"] == {"done": 1, "failed": 1, "planned": 1}
-    assert "unknown study" in complaint(place, *HICMAE, "status", "ablation_hierarchical")
+    assert "unknown study" in complaint("status", "ablation_hierarchical")
 
 
 def test_the_scheduler_is_asked_once_for_the_runs_of_all_studies(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +254,11 @@ def test_the_scheduler_is_asked_once_for_the_runs_of_all_studies(place: Path, mo
     assert len(asked) == 2
 
 
-def test_logs_print_an_attempt(place: Path) -> None:
+def test_logs_print_an_attempt(place: Path, complaint: Complaint) -> None:
     ids = recorded_study(place)
     assert call(place, *HICMAE, "logs", ids[1][:6]).stdout == "line one\nline two\n"
-    assert "has no attempt 4; valid: 1" in complaint(place, *HICMAE, "logs", ids[1], "--attempt", "4")
-    assert "unknown run 'ffff'" in complaint(place, *HICMAE, "logs", "ffff")
+    assert "has no attempt 4; valid: 1" in complaint("logs", ids[1], "--attempt", "4")
+    assert "unknown run 'ffff'" in complaint("logs", "ffff")
     ended = call(place, *HICMAE, "logs", ids[0])
     assert (ended.returncode, "no attempt was made yet" in ended.stderr) == (1, True)
 
@@ -281,18 +293,67 @@ def test_cancel_does_nothing_while_the_scheduler_is_silent(place: Path, monkeypa
 
 def test_prune_shows_bytes_asks_and_spares_what_studies_name(place: Path) -> None:
     ids = recorded_study(place)
-    study = experiment.find("ablation_hierarchical").at_smoke_size()
-    stray = RunRecord.create(place / "runs", study.runs(lambda _: "other")[0].config)
-    (stray.path / "checkpoints" / "weights").write_bytes(b"x" * 5000)
+    other = stray(place, 0)
+    (other.path / "checkpoints" / "weights").write_bytes(b"x" * 5000)
     looked = call(place, *HICMAE, "prune", "--dry-run")
     assert "runs that no study names" in looked.stdout
-    assert stray.path.exists()
+    assert other.path.exists()
     assert "add --yes" in call(place, *HICMAE, "prune").stderr
-    assert stray.path.exists()
+    assert other.path.exists()
     assert "removed" in call(place, *HICMAE, "prune", "--yes").stdout
-    assert not stray.path.exists()
+    assert not other.path.exists()
     assert all((place / "runs" / run_id).exists() for run_id in ids)
     assert "nothing to prune" in call(place, *HICMAE, "prune").stdout
+
+
+def stray(place: Path, number: int) -> RunRecord:
+    """A run that no study names."""
+    study = experiment.find("ablation_hierarchical").at_smoke_size()
+    return RunRecord.create(place / "runs", study.runs(lambda _: f"other {number}")[0].config)
+
+
+@pytest.mark.parametrize("scheduler_answers", [True, False])
+def test_prune_spares_what_is_queued_or_runs_anywhere(
+    place: Path, monkeypatch: pytest.MonkeyPatch, scheduler_answers: bool
+) -> None:
+    """Of runs that no study names: queued, known to no scheduler, on another machine, locked here; and dead, failed, done."""
+    recorded_study(place)
+    queued, lost, far, locked, dead, failed, done = records = [stray(place, number) for number in range(7)]
+    for index, record in enumerate((queued, lost)):
+        record.append_event("submitted", array="study-1", index=index, resources={}, time=1.0)
+    far.append_event("started", host="another-machine", pid=1)
+    dead.append_event("started", host=socket.gethostname(), pid=1)
+    failed.append_event("failed", reason="the loss is nan")
+    done.finish({"metrics": {}})
+    listing = "echo '12_0|study-1|PENDING|Priority|'" if scheduler_answers else "echo 'no answer' >&2; exit 1"
+    for name, script in {"squeue": listing, "sacct": "true"}.items():
+        (place / name).write_text(f"#!/bin/sh\n{script}\n")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    with locked.lock():
+        told = call(place, *HICMAE, "prune", "--yes")
+    assert told.returncode == 0, told.stderr
+    removed = [record for record in records if not record.path.exists()]
+    assert removed == ([dead, failed, done] if scheduler_answers else [done])
+    known = ("submitted waits: Priority", "no end of its job is known", "running on another-machine", "a process holds its lock")
+    why = known if scheduler_answers else ("no answer",)
+    assert all(text in told.stdout for text in why)
+    assert far.path.exists()
+
+
+def test_a_run_whose_machine_died_is_given_up_by_cancel_one_that_still_writes_is_not(place: Path) -> None:
+    ids = recorded_study(place)
+    record = RunRecord(place / "runs" / ids[2])
+    record.append_event("started", host="another-machine", pid=1)
+    assert f"left alone: {ids[2]} is running on another-machine; cancel it there" in call(place, *HICMAE, "cancel", ids[2]).stdout
+    assert record.state() == "interrupted"
+    for file in record.path.glob("*.jsonl"):
+        os.utime(file, (1e9, 1e9))
+    (told,) = (row for row in json.loads(call(place, *HICMAE, "status", "--json").stdout)[0]["runs"] if row["run_id"] == ids[2])
+    assert told["state"] == "unknown"
+    remedy = told["reason"].partition("`hicmae ")[2].partition("`")[0]
+    assert "cancelled 1 of 1 runs" in call(place, *HICMAE, *remedy.split()).stdout
+    assert not read_states(place / "runs", [ids[2]])[ids[2]].is_active, "the next launch takes it"
 
 
 def test_prune_checkpoints_keeps_the_weights(place: Path) -> None:
@@ -327,3 +388,17 @@ def test_the_name_of_a_study_of_ones_own_may_hold_odd_characters(place: Path) ->
 def test_a_study_without_a_corpus_is_refused() -> None:
     with pytest.raises(UsageError, match="corpus 'moon'"):
         experiment.Experiment("s", "t", (experiment.Variant("a"),), ("moon",)).runs(lambda _: "")
+
+
+def test_the_policy_on_clips_that_cannot_be_used_reaches_every_run_and_changes_no_id(
+    complaint: Complaint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the environment that launches here, on SLURM and of a search's workers give their runs."""
+    monkeypatch.setenv("HICMAE_ON_ERROR", "fail")
+    ids = {}
+    for policy in ("fail", "skip"):
+        shown = CliRunner().invoke(cli.app, ["launch", "ablation_fusion", "--smoke", "--json", "--on-error", policy])
+        ids[policy] = [run["run_id"] for run in json.loads(shown.stdout)["runs"]]
+        assert execution.environment_of_runs()["HICMAE_ON_ERROR"] == policy
+    assert ids["skip"] == ids["fail"]
+    assert "unknown --on-error 'drop'; valid, nearest first:" in complaint("launch", "ablation_fusion", "--on-error", "drop")

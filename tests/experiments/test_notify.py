@@ -43,6 +43,20 @@ def test_a_web_hook_gets_the_facts(address: str) -> None:
     assert Hook.received == [{**expected, "text": "ablation_fusion finished: 30 done"}]
 
 
+@pytest.mark.parametrize(
+    ("counts", "outcome"),
+    [
+        ({"done": 3, "failed": 1, "blocked": 2}, "failed"),
+        ({"done": 3, "interrupted": 1, "cancelled": 1, "blocked": 2}, "unfinished"),
+        ({"done": 3, "submitted": 1}, "unfinished"),
+    ],
+)
+def test_what_was_cut_off_or_blocked_is_unfinished_not_failed(address: str, counts: dict[str, int], outcome: str) -> None:
+    notify(address, "s", 1, counts)
+    (told,) = Hook.received
+    assert (told["outcome"], told["runs"]) == (outcome, counts)
+
+
 def test_a_command_gets_the_text_and_the_facts(tmp_path: Path) -> None:
     program = tmp_path / "a tell.py"
     program.write_text(

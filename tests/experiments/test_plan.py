@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from experiments import cost, experiment, render, study_file
+from experiments.cost import Costs
 from experiments.experiment import Experiment, Run, Variant
 from experiments.plan import Plan, make_plan
 from hicmae import presets
-from hicmae.config import change
+from hicmae.config import change, to_dict
 from hicmae.record import RunRecord
 from slurm.state import read_states
 
@@ -122,7 +123,7 @@ def test_a_run_on_a_machine_that_fell_silent_is_unknown_not_dead(tmp_path: Path)
         os.utime(file, (long_ago, long_ago))
     state = read_states(tmp_path, [run.run_id])[run.run_id]
     assert state.state == "unknown"
-    assert "another-machine" in state.reason
+    assert state.reason.startswith("another-machine has written nothing for 60 min; if it is dead, `hicmae cancel ")
     assert state.is_active
 
 
@@ -167,11 +168,54 @@ def test_cost_comes_from_recorded_runs_of_the_same_shape_else_from_flops(tmp_pat
     plan = plan_of(small(), tmp_path)
     same_shape = [run for run in plan.to_do if cost.shape_of(run.config) == cost.shape_of(runs[1].config)]
     assert len(same_shape) == 1
-    assert plan.costs.of(same_shape[0]) == cost.Cost(0.02, cost.disk(runs[1].config), True, 36.0)
-    assert not plan.cost().measured
+    assert plan.costs.of(same_shape[0]) == cost.Cost(0.02, cost.disk(runs[1].config), 1, 36.0)
+    assert "of core time (1 run from recorded ones of the same shape, 2 a rough estimate from FLOPs" in text_of(plan)
     finish(tmp_path, next(run for run in runs if "off" in run.variants and run.stage == "finetune"))
-    assert plan_of(small(), tmp_path).cost().measured
-    assert "from recorded runs" in text_of(plan_of(small(), tmp_path))
+    assert plan_of(small(), tmp_path).cost().measured == 2
+    assert "of core time (from recorded runs of the same shape)" in text_of(plan_of(small(), tmp_path))
+
+
+def test_any_study_s_runs_of_the_shape_tell_what_others_will_take_but_not_those_of_other_devices(tmp_path: Path) -> None:
+    """Recorded once more after a change, a run is read again; before that, what it took stands in the cache."""
+    (run,) = small(name="another", folds=(2,), variants=(Variant("off"),), seeds=(7,), pretrain_corpus=None).runs(prints)
+    finish(tmp_path, run, wall_s=50.0, cpu_hours=0.5, gpu_hours=0.0)
+    study = small(pretrain_corpus=None, variants=(Variant("on"),))
+    costs = [Costs(tmp_path, "cpu").of(one) for one in study.runs(prints)]
+    assert [(one.hours, one.wall_s, one.measured) for one in costs] == [(0.5, 50.0, 1)] * 2
+    (tmp_path / run.run_id / "config.json").write_text("{")  # not read again
+    assert Costs(tmp_path, "cpu").of(study.runs(prints)[0]) == costs[0]
+    assert Costs(tmp_path, "gpu").of(study.runs(prints)[0]).measured == 0
+    RunRecord.create(tmp_path, run.config).finish({"wall_s": 9.0, "gpu_hours": 0.25})
+    (tmp_path / run.run_id / "config.json").write_text(json.dumps(to_dict(run.config)))
+    assert Costs(tmp_path, "gpu").of(study.runs(prints)[0]).hours == 0.25
+    assert Costs(tmp_path, "cpu").of(study.runs(prints)[0]).measured == 0
+
+
+def test_launches_for_other_corpora_seeds_and_sizes_are_remembered(tmp_path: Path) -> None:
+    """What a study's own change replaces is not."""
+    first = launched(small(), tmp_path)
+    other = launched(small(seeds=(5,), size="tiny"), tmp_path)
+    third = launched(small(seeds=(6,)), tmp_path)
+    study = study_file.read(tmp_path, "small")
+    assert {row["run_id"] for row in study["runs"]} == {run.run_id for run in third}
+    assert {row["run_id"] for row in study_file.rows(study)} == {run.run_id for run in (*first, *other, *third)}
+    changed = small(variants=(Variant("on", {"finetune.optim.epochs": EPOCHS + 4}),), seeds=(6,))
+    plan = plan_of(changed, tmp_path, study)
+    of_seed_6 = {run.run_id for run in third if run.stage == "finetune"}
+    gone = {run.run_id for run in (*first, *third) if run.stage == "finetune" and "off" in run.variants}
+    assert set(plan.orphans) == of_seed_6 | gone
+    launched(changed, tmp_path)
+    study = study_file.read(tmp_path, "small")
+    assert not set(plan.orphans) & {row["run_id"] for row in study_file.rows(study)}
+    back = plan_of(small(), tmp_path, study)
+    assert {run.run_id for run in back.runs} >= {row["run_id"] for row in study["earlier"] if row["size"] == "smoke"}
+
+
+def test_a_damaged_study_file_is_written_anew_by_a_launch(tmp_path: Path) -> None:
+    launched(small(), tmp_path)
+    study_file.path_of(tmp_path, "small").write_text("{")
+    launched(small(), tmp_path)
+    assert len(study_file.read(tmp_path, "small")["runs"]) == 5
 
 
 def test_parameters_and_flops_are_close_to_the_published_ones() -> None:
@@ -205,7 +249,8 @@ def test_json_tells_what_the_terminal_does(tmp_path: Path) -> None:
     assert values["counts"] == {"pretrain": {"done": 1}, "finetune": {"planned": 4}}
     assert values["to_do"] == [run.run_id for run in runs[1:]]
     assert [run["run_id"] for run in values["runs"]] == [run.run_id for run in runs]
-    assert values["unit"] in ("CPU-hours", "GPU-hours")
+    assert values["unit"] in ("core-hours", "GPU-hours")
+    assert values["hours_from"] == {"recorded runs": 0, "FLOPs": 4}
 
 
 def test_a_thousand_runs_are_planned_without_reading_more_than_their_directories(tmp_path: Path) -> None:

@@ -223,7 +223,12 @@ def test_a_repeat_that_was_broken_off_goes_on_and_a_finished_one_is_left(place: 
     assert repeats.place(tmp_path, run, {"code": "a"}) == first
     assert repeats.place(tmp_path, run, {"code": "b"}).parent.name == "2"
     write_json(first.parent.with_name("2") / run.id / "result.json", {})
-    assert repeats.place(tmp_path, run, {"code": "b"}).parent.name == "3"
+    third = repeats.place(tmp_path, run, {"code": "b"})
+    assert third.parent.name == "3"
+    with RunRecord(third).lock():  # somebody is at it
+        pruned = CliRunner().invoke(app, ["prune", "--reproduced", "--yes", "--runs", str(tmp_path)])
+    assert "repeats of `hicmae reproduce`" in pruned.output
+    assert [path.name for path in (tmp_path / "_reproduced" / run.id).iterdir()] == ["3"]
 
 
 # What it is called

@@ -229,6 +229,15 @@ def test_failures_in_a_row_end_the_worker_and_name_the_run(tmp_path: Path) -> No
     assert [row.state for row in bench.study.rows()] == ["failed"] * 3
 
 
+def test_a_damaged_record_fails_its_trial_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, budget=Budget(trials=2))
+    record = bench.record({LR: RECIPE})
+    record.path.mkdir(parents=True)
+    (record.path / "config.json").write_text("{")
+    rows = bench.work()
+    assert [row.state for row in rows] == ["failed", "done"] and record.id in rows[0].notes["reason"]
+
+
 def test_a_pre_training_is_run_once_and_shared(tmp_path: Path) -> None:
     bench = Bench(tmp_path, pretrain_corpus="synthetic", budget=Budget(trials=3))
     rows = bench.work()
@@ -250,6 +259,8 @@ def test_further_splits_are_run_while_a_trial_is_among_the_best_third(tmp_path: 
         assert row.value == pytest.approx(sum(seen) / len(seen)) and row.notes["values"] == pytest.approx(seen)
     best = bench.study.best()
     assert best.notes["splits"] == 3 and best.params[LR] == 1e-2
+    places = {trial["number"]: trial["place"] for trial in report.summary(bench.search, rows)["trials"]}
+    assert sorted(places, key=lambda number: places[number]) == [0, 5, 3, 4, 2, 1], "more splits first, then the value"
 
 
 def test_wilcoxons_test_decides_on_splits_where_it_is_asked_for(tmp_path: Path) -> None:

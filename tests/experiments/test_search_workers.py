@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from experiments.available import Fingerprints
 from experiments.cli import main
-from experiments.search.worker import STORAGE
+from experiments.search.worker import STORAGE, Request, opened, requested
 
 DECLARATION = """
     import json, os, time
@@ -25,7 +26,7 @@ DECLARATION = """
     from experiments.search import Budget, Float, Int, Search
     from hicmae.record import append_line
 
-    LOG = Path(__file__).with_name("calls.jsonl")
+    LOG = Path({log!r})
 
     def value(params):
         call = {{"pid": os.getpid(), "params": params}}
@@ -37,14 +38,16 @@ DECLARATION = """
     def search():
         return Search(
             name="square", title="A square", objective=value, direction="minimize",
-            space={{"x": Float(-1, 1), "k": Int(0, 6)}}, budget=Budget(trials={trials}),
+            space={{"x": Float(-1, 1), "k": Int(0, 6)}}, budget=Budget(trials={trials}), sampler={sampler!r},
         )
 """
 
 
-def declare(folder: Path, trials: int, pause_s: float = 0.0) -> Path:
+def declare(folder: Path, trials: int, pause_s: float = 0.0, sampler: str = "TPESampler") -> Path:
     path = folder / "square.py"
-    path.write_text(textwrap.dedent(DECLARATION.format(trials=trials, pause_s=pause_s)))
+    path.write_text(
+        textwrap.dedent(DECLARATION.format(trials=trials, pause_s=pause_s, sampler=sampler, log=str(folder / "calls.jsonl")))
+    )
     return path
 
 
@@ -77,6 +80,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return told
 
 
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    told = capsys.readouterr().out
+    assert ended.value.code == 0, told
+    return " ".join(told.split())
+
+
 @pytest.mark.slow
 def test_a_search_over_a_function_from_the_command_line(tmp_path: Path) -> None:
     path, runs = declare(tmp_path, 40), tmp_path / "runs"
@@ -99,7 +110,7 @@ def test_a_search_over_a_function_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sixteen_workers_on_one_journal_end_with_exactly_five_hundred_trials(tmp_path: Path) -> None:
-    path, runs = declare(tmp_path, 500), tmp_path / "runs"
+    path, runs = declare(tmp_path, 500, sampler="RandomSampler"), tmp_path / "runs"
     workers = [subprocess.Popen(worker(path, runs), stdout=subprocess.PIPE, text=True) for _ in range(16)]
     told = [process.communicate()[0] for process in workers]
     assert [process.returncode for process in workers] == [0] * 16
@@ -218,7 +229,7 @@ def test_a_name_in_use_with_another_space_is_refused_by_the_command(tmp_path: Pa
     subprocess.run(worker(path, runs), capture_output=True, check=True)
     path.write_text(path.read_text().replace("Float(-1, 1)", "Float(-2, 1)"))
     told = refusal(capsys, "search", "run", str(path), "--workers", "1", "--runs", str(runs), "--yes")
-    assert "name is in use with another space: x: was" in told
+    assert "name is in use with another space: x: low: was -1, is -2" in told
 
 
 def test_a_storage_that_cannot_be_used_is_refused(
@@ -229,6 +240,43 @@ def test_a_storage_that_cannot_be_used_is_refused(
     assert "storage sqlite:////nowhere/at/all.db: cannot be used" in refusal(
         capsys, "search", "run", str(path), "--runs", str(tmp_path / "runs"), "--yes"
     )
+
+
+def test_a_pruned_trial_is_promoted_and_run_to_its_end_by_the_next_launch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, runs = declare(tmp_path, 2), tmp_path / "runs"
+    study = opened(requested(Request(str(path), runs)), runs, Fingerprints())
+    for pruned in (True, False):
+        trial = study.claim()
+        assert trial is not None
+        study.tell(trial, None if pruned else 50.0, pruned=pruned)
+    where = ("--runs", str(runs))
+    assert "unknown pruned trial of square '1'; valid, nearest first: 0" in refusal(
+        capsys, "search", "promote", str(path), "1", *where
+    )
+    told = printed(capsys, "search", "promote", str(path), "0", *where)
+    assert f"trial 0000 will be run to its end by the next `hicmae search run {path}`" in told
+    assert "trial 0002 value" in printed(capsys, "search", "run", str(path), "--workers", "1", "--yes", *where)
+    found = json.loads(printed(capsys, "search", "status", str(path), "--json", *where))["trials"]
+    assert [(trial["state"], trial["place"]) for trial in found] == [("pruned", None), ("done", 2), ("done", 1)]
+    assert found[2]["params"] == found[0]["params"] and found[2]["notes"]["promoted"] == 0
+    assert [call["params"] for call in calls(tmp_path) if call["at"] == "end"] == [found[0]["params"]], "it alone was run"
+
+
+def test_edits_of_a_searchs_file_do_not_reach_workers_that_were_launched(tmp_path: Path) -> None:
+    path, runs = declare(tmp_path, 8, pause_s=0.2), tmp_path / "runs"
+    words = ("search", "run", str(path), "--workers", "1", "--runs", str(runs), "--yes")
+    command = subprocess.Popen(hicmae(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not calls(tmp_path):
+        time.sleep(0.05)
+    declared = path.read_text()
+    path.write_text("raise SystemExit('edited')")
+    os.kill(calls(tmp_path)[0]["pid"], signal.SIGKILL)  # its replacement reads the definition anew
+    told = command.communicate()[0]
+    assert command.returncode == 0 and "was killed by SIGKILL" in told, told
+    path.write_text(declared)
+    assert [trial["state"] for trial in trials(path, runs)] == ["done"] * 8
 
 
 def test_the_launcher_knows_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,9 @@ from hicmae.config import change
 from hicmae.data.synthetic.write import write_media
 from hicmae.errors import ClipError, UsageError
 from hicmae.model import inference
-from hicmae.model.official import save_official
+from hicmae.model.official import read_checkpoint, save_official
 from hicmae.model.zoo import Loaded, build, open_model
+from hicmae.record import RunRecord
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIM = presets.ENCODERS["smoke"].dim
@@ -162,6 +163,33 @@ def test_embed_writes_a_row_for_each_clip(hicmae: Callable[..., Done], clips: li
         assert table.drop(columns="clip").to_numpy() == pytest.approx(wanted)
 
 
+def test_weights_are_written_for_the_authors_code_and_come_back(
+    hicmae: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunRecord.create(tmp_path / "runs", presets.pretrain("smoke"))
+    kept, last = (build(presets.pretrain("smoke")) for _ in range(2))
+    for model, name in ((kept, "epoch-0004"), (last, "final")):
+        save_official(model, record.path / "checkpoints" / f"{name}.safetensors")
+    monkeypatch.setenv("HICMAE_RUNS", str(tmp_path / "runs"))
+    for arguments, model in (
+        ((record.id, tmp_path / "new" / "last.pth"), last),
+        ((record.path, tmp_path / "kept.safetensors", "--epoch", 4), kept),
+        ((tmp_path / "new" / "last.pth", tmp_path / "again.safetensors"), last),
+    ):
+        done = hicmae("weights", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert f"{sum(value.numel() for value in model.parameters()):,} parameters" in done.stdout
+        written = read_checkpoint(arguments[1])
+        assert written.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, written[name]) for name, value in model.state_dict().items())
+    assert set(torch.load(tmp_path / "new" / "last.pth", weights_only=True)) == {"model"}  # where the authors' code looks
+    (tmp_path / "file").write_text("")
+    failed = hicmae("weights", record.path, tmp_path / "file" / "w.pth")
+    assert failed.returncode == 1
+    assert "w.pth: cannot be written" in failed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "file", "kept.safetensors", "new", "runs"]
+
+
 def test_pictures_are_drawn_of_both_stages(
     hicmae: Callable[..., Done], clips: list[Path], weights: Path, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +208,9 @@ def test_wrong_usage_is_one_line_and_exit_2(
         (("predict", clips[0], "--model", "bse"), "valid, nearest first: base"),
         (("predict", clips[0], "--model", pretrained), "pre-trained model without a head"),
         (("embed", clips[0], "--model", weights, "-o", "features.txt"), "unknown ending; valid: .npz, .csv, .parquet"),
+        (("weights", weights, "w.onnx"), "unknown ending; valid: .safetensors, .pth, .pt"),
+        (("weights", "base", "w.pth"), "base is a size with new, random weights; give a run"),
+        (("weights", weights, "w.pth", "--epoch", 4), "--epoch is for runs of pre-training"),
         (("pictures", clips[0], "--model", weights, "--method", "tsn"), "valid, nearest first: tsne"),
         (("summary", "bas"), "valid, nearest first: base"),
         (("bench", "model", "--precision", "fp8"), "valid, nearest first: fp16"),
@@ -194,6 +225,7 @@ def test_parity_passes_here_and_fails_beyond_tolerance(hicmae: Callable[..., Don
     done = hicmae("parity", GOLDEN)
     assert done.returncode == 0, done.stdout
     assert "quantities in 6 files are equal to the authors' release" in done.stdout
+    assert "relative to that floor. So it is with 27 of 384 gradients in pretrain_tiny.npz, 5 of 214" in done.stdout
     with np.load(GOLDEN / "metrics.npz") as file:
         np.savez(tmp_path / "metrics.npz", **{**file, "uar": file["uar"] + 1e-6})
     done = hicmae("parity", tmp_path)

@@ -35,7 +35,7 @@ VARIANTS = [
     VariantOnDisk("base", 0.5, {"on": False}),
     VariantOnDisk("50% & \\input{x}_#", 0.7, {"on": True}, {"head.feature_fusion": "last"}),
 ]
-TABLES = (".tex", ".csv", ".json", ".html")
+TABLES = (".tex", ".csv", ".json", ".html", ".txt")
 
 
 def write_study(root: Path, own: Path) -> StudyOnDisk:
@@ -95,6 +95,25 @@ def test_it_holds_the_records_of_every_run_and_no_checkpoints(study: StudyOnDisk
     assert found["requirements.lock"] == (CHECKOUT / "requirements.lock").read_bytes()
     assert not [name for name in found if "checkpoints" in name]
     assert json.loads(found["runs/_mlflow/links.json"]).keys() == {NAME}
+
+
+def test_the_environments_of_the_runs_are_in_it_and_what_differs_from_the_lock_file_is_said(
+    study: StudyOnDisk, made: Path, folder: Path, tmp_path: Path
+) -> None:
+    [file] = (folder / archive.ENVIRONMENTS).iterdir()
+    head, torch, runs = file.read_text().splitlines()
+    started = sorted(run for run in study.runs if (study.root / run / "snapshot.json").exists())
+    assert (head, torch, runs) == ("# Python 3.11.7 on ?", "torch==2.11.0", f"# runs: {' '.join(started)}")
+    root = tmp_path / "runs"
+    shutil.copytree(study.root, root)
+    snapshot = RunRecord(root / started[0]).snapshot()
+    write_json(
+        root / started[0] / "snapshot.json", {**snapshot, "environment": {"python": "3.9.1", "packages": {"Torch": "1.13"}}}
+    )
+    notes = archive.export(root, NAME, tmp_path / "a.zip").notes
+    locked = archive.locked_versions((CHECKOUT / "requirements.lock").read_text())["torch"]
+    assert any("the runs had 2 different environments" in note for note in notes)
+    assert any(f"that of 1 runs; they differ: torch 1.13 in the runs, {locked} in the lock file" in note for note in notes)
 
 
 def test_checkpoints_come_along_when_asked_for(study: StudyOnDisk, tmp_path: Path) -> None:
@@ -168,12 +187,18 @@ def test_a_full_disk_leaves_the_earlier_archive(study: StudyOnDisk, tmp_path: Pa
 
 
 def test_ctrl_c_leaves_nothing(study: StudyOnDisk, tmp_path: Path) -> None:
+    """With Python's own handler, whatever other tests have left, and the signal sent to this very thread."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupted(done: int, total: int) -> None:
         if done == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        archive.export(study.root, NAME, tmp_path / "a.zip", progress=interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            archive.export(study.root, NAME, tmp_path / "a.zip", progress=interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == []
 
 

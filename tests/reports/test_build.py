@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import csv
+import hashlib
 import json
 import os
 import re
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pypdf import PdfReader
@@ -17,11 +22,14 @@ from study_records import CorpusOnDisk, StudyOnDisk, VariantOnDisk, factorial_va
 from typer.testing import CliRunner
 
 from hicmae.config import canonical_json, from_dict
+from hicmae.metrics import compute
 from hicmae.record import RunRecord, write_json
-from reports import build, figures, latex
-from reports.build import build_report, check_report
+from reports import build, figures, latex, manifest
+from reports.build import build_report
+from reports.check import check_report
 from reports.freshness import is_current
-from reports.run_figures import draw_scaling, scaling
+from reports.run_figures import draw_scaling, pretrainings, scaling
+from reports.stats import corrected_t
 from reports.tables import EXTRAS, cell_key
 
 pytestmark = pytest.mark.xdist_group("build")  # its fixtures are made once
@@ -70,6 +78,11 @@ def out(study: StudyOnDisk, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> StudyOnDisk:
+    return nine_corpora_study(tmp_path_factory.mktemp("nine") / "runs")
+
+
 def assert_golden(files: dict[str, str], folder: Path) -> None:
     """Compare texts with golden files; HICMAE_RENEW_GOLDEN=1 writes them instead."""
     if os.environ.get("HICMAE_RENEW_GOLDEN") == "1":
@@ -85,7 +98,7 @@ def assert_golden(files: dict[str, str], folder: Path) -> None:
 def pinned(study: StudyOnDisk) -> dict[str, str]:
     """The rounded outputs of a study: the unrounded ones may differ in the last bit between machines."""
     pages, _ = build.compute_pages(study.root, [study.name])
-    return {name: text for name, text in build.study_files(pages[0]).items() if name.endswith((".tex", ".html"))}
+    return {name: text for name, text in build.study_files(pages[0]).items() if name.endswith((".tex", ".html", "-numbers.txt"))}
 
 
 def test_golden_tables_of_the_ablation(study: StudyOnDisk) -> None:
@@ -93,43 +106,54 @@ def test_golden_tables_of_the_ablation(study: StudyOnDisk) -> None:
 
 
 @pytest.mark.slow
-def test_golden_tables_of_nine_corpora(tmp_path: Path) -> None:
-    assert_golden(pinned(nine_corpora_study(tmp_path / "runs")), GOLDEN / "nine_corpora")
+def test_golden_tables_of_nine_corpora(nine: StudyOnDisk) -> None:
+    assert_golden(pinned(nine), GOLDEN / "nine_corpora")
 
 
 @pytest.mark.slow
 @pytest.mark.system("pdflatex", "latexmk")
-def test_report_of_nine_corpora_compiles(tmp_path: Path) -> None:
-    study = nine_corpora_study(tmp_path / "runs")
-    report = build_report(study.root, tmp_path / "out")
+def test_report_of_nine_corpora_compiles(nine: StudyOnDisk, tmp_path: Path) -> None:
+    report = build_report(nine.root, tmp_path, extras=["spread", "folds", "baseline", "gpu_hours"])
     assert report.pdf is not None, report.notes
     assert not report.problems
-    assert len(report.pages[0].tables) >= 3
-    assert {picture.stem.name for picture in report.pages[0].pictures} >= {"paper", "ranks", "confusion-mafw", "folds-crema_d"}
-    links = _link_targets(report.pdf)
-    cells = [(block, row) for table in report.pages[0].tables for block in table.blocks for row in block.shown]
-    metrics = {corpus.corpus: len(corpus.metrics) for corpus in report.pages[0].analysis.corpora}
-    assert len(cells) == 27 and len(links) == sum(metrics[block.corpus] for block, _ in cells)
-    assert set(links) == {latex.anchor(cell_key("main_results", block.corpus, row.variant)) for block, row in cells}
-    assert check_report(study.root, tmp_path / "out") == []
+    page = report.pages[0]
+    assert len(page.tables) >= 3
+    assert {picture.stem.name for picture in page.pictures} >= {"paper", "ranks", "confusion-mafw", "folds-crema_d"}
+    metrics = {corpus.corpus: len(corpus.metrics) for corpus in page.analysis.corpora}
+    links = {table.name: _links(page.pdfs[table.name]) for table in page.tables}
+    anchors = set(PdfReader(report.pdf).named_destinations)
+    for table in page.tables:
+        cells = [(block.corpus, row.variant) for block in table.blocks for row in block.shown]
+        wanted = [latex.anchor(cell_key("main_results", *cell)) for cell in cells for _ in range(metrics[cell[0]])]
+        assert sorted(links[table.name]) == sorted(("../report.pdf", anchor) for anchor in wanted)
+        assert anchors.issuperset(wanted) and len(PdfReader(page.pdfs[table.name]).pages) == 1
+    inside = [target for file, target in _links(report.pdf) if not file]
+    assert sorted(inside) == sorted(target for found in links.values() for _, target in found)
+    assert {file for file, _ in _links(report.pdf) if file} == {f"main_results/{table.name}.pdf" for table in page.tables}
+    assert check_report(nine.root, tmp_path) == []  # with the columns of the report, which are not the usual ones
+    assert any("stale" in line for line in check_report(nine.root, tmp_path, extras=["folds"]))
+    pdf = next(iter(page.pdfs.values()))
+    pdf.write_bytes(pdf.read_bytes()[:-1] + b"x")
+    assert [line.split(":")[0] for line in check_report(nine.root, tmp_path)] == [str(pdf)]
 
 
-def _link_targets(pdf: Path) -> list[str]:
-    """The named place that each link of the PDF leads to; every one of them is there."""
-    reader = PdfReader(pdf)
-    annotations = [entry.get_object() for page in reader.pages for entry in page.get("/Annots", ())]
-    targets = [str(entry["/A"]["/D"]) for entry in annotations if entry["/Subtype"] == "/Link"]
-    assert set(targets) <= set(reader.named_destinations)
-    return targets
+def _links(pdf: Path) -> list[tuple[str, str]]:
+    """The other file (or none) and the named place in it that each link of a PDF leads to."""
+    annotations = [entry.get_object() for page in PdfReader(pdf).pages for entry in page.get("/Annots", ())]
+    targets = [entry["/A"] for entry in annotations if entry["/Subtype"] == "/Link"]
+    return [(str(target.get("/F", "")), str(target.get("/D", ""))) for target in targets]
 
 
 def test_html_is_one_file_that_needs_no_other(out: Path) -> None:
     html = (out / "report.html").read_text()
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"', html)
-    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert all(link.startswith("data:") for link in links)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     assert len(pictures) >= 4
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    files = dict(re.findall(r'<a download="([^"]+)" href="data:[^,"]+,([^"]+)"', html))
+    assert {f"{NAME}.tex", f"{NAME}.csv", f"{NAME}-effects.csv", f"{NAME}-numbers.tex", f"{NAME}-numbers.txt"} == set(files)
+    assert all(base64.b64decode(contents) == (out / NAME / name).read_bytes() for name, contents in files.items())
 
 
 def test_html_page_says_what_follows_and_how_to_repeat_it(out: Path, study: StudyOnDisk) -> None:
@@ -159,8 +183,6 @@ def test_provenance_leads_from_a_cell_to_its_runs(out: Path, study: StudyOnDisk)
     assert {run["run_id"] for run in cell["runs"]} == {study.path("fusion", "synthetic", fold).name for fold in range(1, 6)}
     run = cell["runs"][0]
     config = RunRecord(study.root / run["run_id"]).config()
-    import hashlib
-
     assert run["config_sha256"] == hashlib.sha256(canonical_json(config).encode()).hexdigest()
     assert run["config_sha256"].startswith(run["run_id"])
     assert run["data_fingerprint"] == config.data.fingerprint
@@ -170,40 +192,126 @@ def test_provenance_leads_from_a_cell_to_its_runs(out: Path, study: StudyOnDisk)
 
 
 def test_check_is_silent_on_a_fresh_report(out: Path, study: StudyOnDisk) -> None:
-    assert check_report(study.root, out) == []
+    assert check_report(study.root, out) == check_report(study.root, out, NAME) == []
 
 
-@pytest.mark.parametrize("file", [f"{NAME}.tex", f"{NAME}.csv", "provenance.json"])
-def test_check_finds_a_stale_or_missing_file(out: Path, study: StudyOnDisk, file: str) -> None:
-    path = out / NAME / file
-    text = path.read_text()
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"{NAME}/{name}" for name in (f"{NAME}.tex", f"{NAME}.csv", f"{NAME}-numbers.txt", "provenance.json")),
+        *(f"{NAME}/figures/curves-synthetic.{kind}" for kind in ("png", "pdf")),
+        "report.html",
+        "report.tex",
+    ],
+)
+def test_check_finds_an_edited_or_missing_file(out: Path, study: StudyOnDisk, file: str) -> None:
+    path = out / file
+    content = path.read_bytes()
     try:
-        path.write_text(text.replace("5", "6"))
-        assert any(file in line and "stale" in line for line in check_report(study.root, out))
+        path.write_bytes(content.replace(b"5", b"6", 100))
+        [line] = check_report(study.root, out)
+        assert line.startswith(f"{path}: ") and ("stale" in line or "changed" in line)
         path.unlink()
-        assert any(file in line and "missing" in line for line in check_report(study.root, out))
+        [line] = check_report(study.root, out)
+        assert line.startswith(f"{path}: missing")
     finally:
-        path.write_text(text)
+        path.write_bytes(content)
 
 
-def test_check_ignores_mlflow_pages(out: Path, study: StudyOnDisk, tmp_path: Path) -> None:
-    """A sync after the report changes links, not numbers."""
-    folder = study.root / "_mlflow"
+def test_check_finds_pictures_of_other_curves_and_a_page_of_other_words(out: Path, study: StudyOnDisk) -> None:
+    """Nothing of either is in the tables' files."""
+    RunRecord(study.path("none", "synthetic", 1)).append_metrics("train", 50, 5, {"loss": 0.1})
+    stale = [line for line in check_report(study.root, out) if "figures/" in line and "stale" in line]
+    lines = (study.path("none", "synthetic", 1) / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (study.path("none", "synthetic", 1) / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert stale and check_report(study.root, out) == []
+    text = study.study_file.read_text()
+    study.study_file.write_text(text.replace("What the modules do.", "What modules do."))
+    assert [line.split(":")[0] for line in check_report(study.root, out)] == [
+        str(out / f"report.{kind}") for kind in ("html", "tex")
+    ]
+    study.study_file.write_text(text)
+
+
+def test_check_of_a_damaged_manifest_or_of_none_is_a_line(out: Path, study: StudyOnDisk, tmp_path: Path) -> None:
+    place = out / manifest.NAME
+    text = place.read_text()
+    try:
+        for damaged in ("{", "[]", '{"studies": {"x": 5}}'):
+            place.write_text(damaged)
+            [line] = check_report(study.root, out)
+            assert line.startswith(f"{place}: damaged")
+    finally:
+        place.write_text(text)
+    assert [line.split(":")[0] for line in check_report(study.root, tmp_path)] == [str(tmp_path / manifest.NAME)]
+
+
+def test_another_report_takes_its_own_old_files_away_and_no_others(tmp_path: Path) -> None:
+    corpora, out = {"synthetic": CorpusOnDisk(folds=2)}, tmp_path / "out"
+    study = StudyOnDisk(tmp_path / "runs", "a_smoke", [VariantOnDisk("x", 0.5)], corpora).write()
+    build_report(study.root, out, pdf=False)
+    curves, folds, own = (
+        out / "a_smoke" / "figures" / name for name in ("curves-synthetic.png", "folds-synthetic.png", "own.png")
+    )
+    own.write_bytes(b"somebody's")
+    for run in study.root.glob("*/metrics.jsonl"):
+        run.write_text("\n")
+    StudyOnDisk(study.root, "b_smoke", [VariantOnDisk("x", 0.6)], corpora).write()
+    build_report(study.root, out, "a_smoke", pdf=False)
+    assert (curves.exists(), folds.exists(), own.exists()) == (False, True, True)
+    assert check_report(study.root, out, "a_smoke") == []
+    missing = check_report(study.root, out)  # of both: the page shows one
+    assert any("b_smoke.tex: missing" in line for line in missing) and any("report.html: stale" in line for line in missing)
+
+
+def test_a_sync_after_the_report_is_no_change_and_pictures_are_the_same_again(
+    out: Path, study: StudyOnDisk, tmp_path: Path
+) -> None:
+    """It changes links, not numbers."""
+    folder, page = study.root / "_mlflow", "http://127.0.0.1:5000/#/experiments/1/runs/abc"
     folder.mkdir()
-    run = study.path("none", "synthetic", 1).name
-    write_json(folder / "links.json", {NAME: {run: "http://127.0.0.1:5000/#/experiments/1/runs/abc"}})
+    write_json(folder / "links.json", {NAME: {study.path("none", "synthetic", 1).name: page}})
     assert check_report(study.root, out) == []
     build_report(study.root, tmp_path, pdf=False)
-    assert "http://127.0.0.1:5000/#/experiments/1/runs/abc" in (tmp_path / "report.html").read_text()
+    assert page in (tmp_path / "report.html").read_text() and check_report(study.root, tmp_path) == []
     (folder / "links.json").unlink()
     folder.rmdir()
+    assert check_report(study.root, tmp_path) == []
+    for path in sorted((out / NAME / "figures").iterdir()):
+        assert path.read_bytes() == (tmp_path / NAME / "figures" / path.name).read_bytes(), path.name
 
 
-def test_check_fails_on_an_incomplete_cell(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path / "runs", skip=lambda v, c, fold, s: v == "fusion" and fold == 2)
-    build_report(study.root, tmp_path / "out", pdf=False)
-    wrong = check_report(study.root, tmp_path / "out")
-    assert any("fusion is incomplete (4/5)" in line for line in wrong)
+def test_effects_and_interactions_are_in_files_and_in_words(out: Path, study: StudyOnDisk) -> None:
+    rows = list(csv.DictReader((out / NAME / f"{NAME}-effects.csv").open()))
+    assert [row["factors"] for row in rows if row["kind"] == "effect"] == ["skips", "contrast", "fusion"]
+    assert sum(row["kind"] == "interaction" for row in rows) == 4
+    names = ["none", "contrast", "skips", "skips + contrast"]
+    pooled = {}
+    for name in [*names, *(f"{name} + fusion".removeprefix("none + ") for name in names)]:
+        tables = [pq.read_table(study.path(name, "synthetic", fold) / "predictions.parquet") for fold in range(1, 6)]
+        chosen = [table.filter(pc.field("selection") == "last") for table in tables]
+        pooled[name] = np.array([compute(["UAR"], t["label"].to_numpy(), t["prediction"].to_numpy())["UAR"] for t in chosen])
+    signs = {name: (1 if "skips" in name else -1) * (1 if "contrast" in name else -1) for name in pooled}
+    wanted = corrected_t(sum(signs[name] * values for name, values in pooled.items()) / 4, 40 / 160)
+    [found] = [row for row in rows if row["factors"] == "skips x contrast"]
+    assert [float(found[key]) for key in ("mean", "low", "high", "p")] == pytest.approx(
+        [wanted.mean, wanted.low, wanted.high, wanted.p]
+    )
+    in_json = json.loads((out / NAME / f"{NAME}.json").read_text())["effects"]
+    assert [(" x ".join(row["factors"]), row["mean"]) for row in in_json] == [
+        (row["factors"], float(row["mean"])) for row in rows
+    ]
+    words = f"skips x contrast {wanted.mean:+.2f} [{wanted.low:+.2f}, {wanted.high:+.2f}]"
+    assert words in unescape((out / "report.html").read_text())
+
+
+def test_hours_of_shared_pre_trainings_are_in_no_row_and_said(study: StudyOnDisk) -> None:
+    pages, _ = build.compute_pages(study.root, [NAME], ["gpu_hours"])
+    shared = {"runs": 4, "wanted": 4, "gpu_hours": 0.0, "cpu_hours": 2.0}
+    assert json.loads(pages[0].files[f"{NAME}.json"])["pretraining"] == pages[0].provenance["pretraining"] == shared
+    cell = pages[0].provenance["cells"][cell_key(NAME, "synthetic", "fusion")]
+    assert cell["pretraining_hours"] == {"runs": 1, "wanted": 1, "gpu_hours": 0.0, "cpu_hours": 0.5, "shared_with": ["none"]}
+    assert "the 4 pre-trainings before them, which rows share, took 0.0 GPU h, counted in no row." in pages[0].tables[0].notes[-2]
 
 
 def test_command_line_writes_checks_and_fails(tmp_path: Path) -> None:
@@ -229,17 +337,10 @@ def test_pictures_are_there_in_both_formats_and_not_blank(out: Path, stem: str) 
     assert 0.005 < (pixels < 250).mean() < 0.8
 
 
-def test_same_numbers_give_the_same_picture_files(study: StudyOnDisk, out: Path, tmp_path: Path) -> None:
-    build_report(study.root, tmp_path, pdf=False)
-    for path in sorted((out / NAME / "figures").iterdir()):
-        assert path.read_bytes() == (tmp_path / NAME / "figures" / path.name).read_bytes(), path.name
-
-
 def test_reconstructions_of_pretraining_are_shown_where_runs_drew_them(tmp_path: Path) -> None:
     variants = [VariantOnDisk("a", 0.5), VariantOnDisk("b", 0.6, delta={"decoder.skip_connections": False})]
     study = StudyOnDisk(tmp_path / "runs", "drawn_smoke", variants, {"synthetic": CorpusOnDisk(folds=2)}).write()
-    report = build_report(study.root, tmp_path / "out", pdf=False)
-    assert "reconstructions" not in {picture.stem.name for picture in report.pages[0].pictures}
+    assert pretrainings(build.compute_pages(study.root, [study.name])[0][0].analysis, study.root) == []
     first, second = [run["run_id"] for run in study.runs.values() if run["stage"] == "pretrain"]
     for run_id in (first, second):
         (study.root / run_id / "pictures").mkdir()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from study_records import CorpusOnDisk, StudyOnDisk, VariantOnDisk, factorial_variants
 
 from hicmae.errors import HicmaeError
-from reports import build, latex
+from reports import build, latex, macros
 from reports.render import shown
 from reports.tables import Block, Column, Field, Row, Table
 
@@ -156,7 +158,9 @@ def test_report_of_a_study_with_a_nasty_name_becomes_a_pdf(tmp_path: Path) -> No
     variants = factorial_variants()
     variants[3] = VariantOnDisk(NASTY, 0.5, variants[3].columns, variants[3].delta)
     corpora = {"synthetic": CorpusOnDisk()}
-    StudyOnDisk(tmp_path / "runs", "ablation_smoke", variants, corpora, table={"baseline": "none"}, title=NASTY).write()
+    about: dict[str, Any] = {"table": {"baseline": "none"}, "title": NASTY}
+    skipped = ("fusion", "synthetic", 2, 0)
+    StudyOnDisk(tmp_path / "runs", "ablation_smoke", variants, corpora, skip=lambda *run: run == skipped, **about).write()
     report = build.build_report(tmp_path / "runs", tmp_path / "out")
     assert report.pdf is not None, report.notes
     text = subprocess.run(["pdftotext", "-layout", str(report.pdf), "-"], capture_output=True, text=True, check=True).stdout
@@ -166,22 +170,48 @@ def test_report_of_a_study_with_a_nasty_name_becomes_a_pdf(tmp_path: Path) -> No
     assert list(tmp_path.glob("page*.png"))
     log = report.pdf.with_suffix(".log").read_text(errors="replace")
     assert "Overfull \\hbox" not in log or max(map(float, re.findall(r"Overfull \\hbox \(([\d.]+)pt", log))) < 20
+    _assert_macros_print_their_values(report.pages[0], tmp_path)
+
+
+def _assert_macros_print_their_values(page: build.Page, folder: Path) -> None:
+    """All of a study's macros in one text, among them those of a cell that is not complete."""
+    [found] = macros.macros_of(page.analysis, page.tables).values()
+    shutil.copy(folder / "out" / page.name / f"{page.name}-numbers.tex", folder / "numbers.tex")
+    lines = [rf"\noindent {number}: \{name}\par" for number, name in enumerate(found)]
+    text = compiled(folder, "\n".join([r"\input{numbers.tex}", *lines]))
+    printed_values = dict(re.findall(r"(\d+): *(\S+)", text.replace("\u2212", "-").replace("\u2013", "--")))
+    assert printed_values == {str(place): number.value for place, number in enumerate(found.values())}
+    kinds = Counter(number.kind for number in found.values())
+    assert kinds["Mean"] == kinds["Sd"] == 16 and kinds["Diff"] == kinds["DiffLow"] == kinds["DiffHigh"] == 7
+    values = {number.value for number in found.values()}
+    assert {"4/5", "--", "200"} <= values and any(value.startswith("-") and value != "--" for value in values)
+    listed = (folder / "out" / page.name / f"{page.name}-numbers.txt").read_text().splitlines()[1:]
+    assert [re.split(r"  +", line)[0] for line in listed] == [f"\\{name}" for name in found]
+    assert all(line.endswith(number.cell) and number.value in line for line, number in zip(listed, found.values(), strict=True))
 
 
 def test_without_latex_one_line_says_what_makes_the_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     StudyOnDisk(tmp_path / "runs", "a_smoke", [VariantOnDisk("a", 0.5)], {"synthetic": CorpusOnDisk(folds=2)}).write()
     monkeypatch.setattr(shutil, "which", lambda program: None)
     report = build.build_report(tmp_path / "runs", tmp_path / "out")
-    assert report.pdf is None
-    assert len(report.notes) == 1 and "make system-packages" in report.notes[0]
+    assert report.pdf is None and not list((tmp_path / "out" / "a_smoke").glob("*.pdf"))
+    assert len(report.notes) == 1 and "make system-packages" in report.notes[0] and "a PDF of each table" in report.notes[0]
     assert (tmp_path / "out" / "report.html").exists()
 
 
-def test_macros_have_names_of_letters_only_and_are_distinct() -> None:
-    lines = latex.macros(table_of(["a1", "a 1", "a_1", "ä"]), "study_2").splitlines()
-    names = [match[1] for line in lines if (match := re.fullmatch(r"\\newcommand\{\\(\w+)\}\{.*\}", line))]
-    assert len(names) == 8 and len(set(names)) == 8
-    assert all(re.fullmatch("[A-Za-z]+", name) for name in names)
+def test_macros_have_names_of_letters_only_that_differ_and_do_not_depend_on_their_neighbours(tmp_path: Path) -> None:
+    def macros_with(names: list[str]) -> dict[str, macros.Number]:
+        variants = [VariantOnDisk(name, 0.5, {}, {"augment.label_smoothing": i / 100}) for i, name in enumerate(names)]
+        study = StudyOnDisk(tmp_path / str(len(names)), "study_2", variants, {"synthetic": CorpusOnDisk(folds=1)}).write()
+        page = build.compute_pages(study.root, ["study_2"])[0][0]
+        return macros.macros_of(page.analysis, page.tables)["study_2"]
+
+    found = macros_with(["a1", "a 1", "a_1", "ä", "b"])
+    assert all(re.fullmatch("[A-Za-z]+", name) for name in found)
+    cells = {(number.cell, number.metric, number.kind) for number in found.values()}
+    assert len(cells) == len(found) and {number.kind for number in found.values()} >= {"", "Low", "High", "Samples"}
+    fewer = macros_with(["b", "a_1", "a1"])
+    assert all(found[name].cell == number.cell for name, number in fewer.items())
 
 
 def test_html_text_of_a_field() -> None:

@@ -214,14 +214,14 @@ def _same_as_by_samples(predictions: Predictions, metric: str) -> None:
     groups, membership = np.unique(predictions.groups, return_inverse=True)
     draws = np.random.default_rng(5).integers(len(groups), size=(40, len(groups)))
     counts = np.stack([np.bincount(draw, minlength=len(groups)) for draw in draws]).astype(float)
-    slow = [
-        predictions.metric_at(np.concatenate([np.flatnonzero(membership == group) for group in draw]), metric) for draw in draws
-    ]
+
+    def value(index: np.ndarray) -> float:
+        return predictions.take(index).metrics([metric])[metric]
+
+    slow = [value(np.concatenate([np.flatnonzero(membership == group) for group in draw])) for draw in draws]
     assert resampled(predictions, metric, membership, counts) == pytest.approx(slow)
     quick = cluster_interval(predictions.metrics([metric])[metric], [(predictions, 1.0)], metric, np.random.default_rng(6), 50)
-    whole = stats.cluster_bootstrap(
-        lambda index: predictions.metric_at(index, metric), predictions.groups, np.random.default_rng(6), 50
-    )
+    whole = stats.cluster_bootstrap(value, predictions.groups, np.random.default_rng(6), 50)
     assert (quick.estimate, quick.low, quick.high) == pytest.approx((whole.estimate, whole.low, whole.high))
 
 

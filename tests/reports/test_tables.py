@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -225,10 +226,18 @@ def write_search(root: Path, trials: int) -> StudyOnDisk:
     study = StudyOnDisk(root, "search_smoke", variants, corpora, skip=lambda v, c, fold, s: v in pruned).write()
     values = json.loads(study.study_file.read_text())
     states = [("pruned", None) if v.name in pruned else ("done", 100 * v.accuracy) for v in variants]
-    rows = [{"name": v.name, "state": state, "value": value} for v, (state, value) in zip(variants, states, strict=True)]
+    places = {v.name: place for place, v in enumerate(_best_first(variants), start=1)}
+    rows = [
+        {"name": v.name, "state": state, "value": value, "place": places.get(v.name)}
+        for v, (state, value) in zip(variants, states, strict=True)
+    ]
     values["search"] = {"direction": "maximize", "objective": "validation UAR", "recipe": "trial 0000", "trials": rows}
     study.study_file.write_text(json.dumps(values))
     return study
+
+
+def _best_first(variants: Sequence[VariantOnDisk]) -> list[VariantOnDisk]:
+    return sorted((v for v in variants if int(v.name[-4:]) % 10 != 5), key=lambda variant: -variant.accuracy)
 
 
 def test_table_of_a_search_is_short_and_its_files_are_whole(tmp_path: Path) -> None:
@@ -236,8 +245,7 @@ def test_table_of_a_search_is_short_and_its_files_are_whole(tmp_path: Path) -> N
     analysis = analysed(study, 20)
     table = only_table(analysis)
     rows = table.blocks[0].shown
-    done = [v for v in study.variants if int(v.name[-4:]) % 10 != 5]
-    best = sorted(done, key=lambda variant: -variant.accuracy)[:20]
+    best = _best_first(study.variants)[:20]
     assert [row.variant for row in rows] == [*(v.name for v in best), "trial 0000"]
     assert any(note.startswith("21 of 60 trials shown, the best and the recipe (trial 0000)") for note in table.notes)
     assert to_html(table, "search").count("<tr>") == 1 + 21

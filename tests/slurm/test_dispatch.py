@@ -13,18 +13,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from experiments import cli_runs
+from experiments.cluster import Watch
+from experiments.cluster import launch as launch_on_slurm
+from experiments.experiment import Run
 from hicmae import presets
 from hicmae.config import FinetuneConfig, InitialWeights, PretrainConfig, change, run_id
 from hicmae.errors import HicmaeError
 from hicmae.record import RunRecord
-from slurm import arrays, code, dispatch, state
+from slurm import arrays, code, dispatch, profiles, state
 from slurm.dispatch import Report, Target
 from slurm.local import Job
 from slurm.profiles import Profile
@@ -38,6 +44,27 @@ pytestmark = [
     pytest.mark.usefixtures("cluster"),
 ]
 HERE = Path(__file__).parent
+PROFILE = """
+[lab]
+partition = "normal"
+account = "lab"
+qos = "urgent"
+constraint = "a100"
+nodes = 2
+gpus_per_node = 4
+cpus_per_task = 1
+memory_gb = 3
+time_h = 1.5
+signal_delay_s = 90
+setup = ["module load cuda/12"]
+srun_args = ["--container-image=/containers/hicmae.sqsh"]
+environment = { TOKEN = "a b; $(touch hacked)" }
+python = "python"
+
+[lab.finetune]
+nodes = 1
+gpus_per_node = 1
+"""
 ODD = "a 'b' \"c\" $(touch hacked); `touch hacked` & %j #"
 
 
@@ -144,6 +171,56 @@ def test_names_paths_and_variables_are_text_and_nothing_else(root: Path, program
     assert not list(root.parents[2].rglob("hacked"))
     assert not (HERE / "hacked").exists()
     assert (one.path / "log" / "attempt-1.log").exists()
+
+
+def test_every_line_of_a_profile_reaches_the_job(root: Path, program: Path) -> None:
+    """From the user's file through submitit and sbatch to what SLURM holds of the job, and to its script as SLURM keeps it."""
+    profiles.user_file().parent.mkdir(parents=True)
+    profiles.user_file().write_text(PROFILE)
+    made = profiles.find("lab")
+    for words in ("qos urgent", "account lab", "user root account=lab"):
+        subprocess.run(["sacctmgr", "--immediate", "add", *words.split()], check=True, capture_output=True)
+    first = job(root, 0)
+    jobs = [first, job(root, 1, first)]
+    with held():
+        report = dispatch.submit(root, jobs, Target(made, program, "study", {}, profile="lab"))
+        facts, script = known_of(report.arrays[0]), script_of(report.arrays[0])
+        other, other_script = known_of(report.arrays[1]), script_of(report.arrays[1])
+        subprocess.run(["scancel", *(array.job_id or "" for array in report.arrays)], check=True)
+    shown = {"Account": "lab", "QOS": "urgent", "Features": "a100", "Partition": "normal", "TimeLimit": "01:30:00"}
+    assert {name: facts[name] for name in shown} == shown
+    shown = {"NumNodes": "2-2", "TresPerNode": "gres/gpu:4", "CPUs/Task": "1", "MinMemoryNode": "3G", "Requeue": "1"}
+    assert {name: facts[name].replace("gres:", "gres/") for name in shown} == shown
+    lines = script.splitlines()
+    setup = [lines.index("module load cuda/12"), lines.index("export TOKEN='a b; $(touch hacked)'")]
+    (srun,) = (number for number, line in enumerate(lines) if line.startswith("srun "))
+    assert max(setup) < srun
+    assert "--container-image=/containers/hicmae.sqsh" in lines[srun] and " python " in lines[srun]
+    assert "#SBATCH --signal=USR2@90" in lines and "#SBATCH --ntasks-per-node=4" in lines
+    assert (other["TresPerNode"].replace("gres:", "gres/"), other["NumNodes"]) == ("gres/gpu:1", "1-1"), "the stage's own section"
+    assert other["Dependency"].startswith(f"afterok:{report.arrays[0].job_id}")
+    assert "#SBATCH --ntasks-per-node=1" in other_script.splitlines()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Nothing starts meanwhile."""
+    subprocess.run(["scontrol", "update", "PartitionName=normal", "State=DOWN"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["scontrol", "update", "PartitionName=normal", "State=UP"], check=True)
+
+
+def known_of(array: arrays.Array) -> dict[str, str]:
+    """What SLURM holds of the first task."""
+    told = subprocess.run(["scontrol", "show", "job", f"{array.job_id}_0"], capture_output=True, text=True, check=True).stdout
+    return dict(word.split("=", 1) for word in told.split() if "=" in word)
+
+
+def script_of(array: arrays.Array) -> str:
+    command = ["scontrol", "write", "batch_script", str(array.job_id), "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_folder_that_slurm_would_take_for_a_pattern_is_refused(tmp_path: Path, program: Path) -> None:
@@ -291,13 +368,13 @@ def test_a_preempted_run_is_requeued_and_goes_on_from_its_checkpoint(root: Path,
 
 
 def test_at_the_time_limit_a_run_saves_requeues_itself_and_goes_on(root: Path, program: Path) -> None:
-    """SLURM's shortest limit is a minute, and it may send USR2 up to a minute early."""
-    one = job(root, 0, pause_s=1.0, steps=60)
+    """SLURM's shortest limit is a minute; it looks twice a minute, so USR2 comes between the 10th second and the 40th."""
+    one = job(root, 0, pause_s=1.0, steps=45)
     dispatch.submit(root, [one], target(program, time_h=1 / 60, signal_delay_s=20))
     wait(root, [one], lambda found: found.state == "done", limit_s=400)
     assert count(one, "preempted") >= 1
     assert count(one, "submitted") == 1
-    assert [line["step"] for line in RunRecord(one.path).metrics()] == list(range(1, 61))
+    assert [line["step"] for line in RunRecord(one.path).metrics()] == list(range(1, 46))
 
 
 def test_a_run_that_ran_out_of_memory_gets_more_the_next_time(root: Path, program: Path) -> None:
@@ -308,6 +385,7 @@ def test_a_run_that_ran_out_of_memory_gets_more_the_next_time(root: Path, progra
     assert (found.state, found.reason) == ("interrupted", "out of memory")
     report = dispatch.submit(root, [one], small)
     assert report.arrays[0].resources["memory_gb"] == 0.4
+    assert known_of(report.arrays[0])["MinMemoryNode"] == "410M", "and SLURM was asked for it"
     found = wait_settled(root, [one])[one.run_id]
     if found.state != "done":  # 400 MB may not do either: the limit of 1 GB does
         dispatch.submit(root, [one], small)
@@ -423,3 +501,38 @@ def test_a_task_of_an_older_submission_leaves_the_run_alone(root: Path, program:
     assert ended.returncode == 0, ended.stderr
     assert "submitted again" in ended.stdout
     assert count(one, "started") == 0
+
+
+def test_a_notification_waits_for_earlier_launches_too_and_tells_what_was_cut_off(
+    root: Path, program: Path, tmp_path: Path
+) -> None:
+    earlier, later, killed = jobs = [job(root, 0, pause_s=1.0, steps=5), job(root, 1), job(root, 2, kill_at=1)]
+    runs = [Run(RunRecord(one.path).config(), one.run_id, "study", ("v",), "synthetic", None, int(one.label)) for one in jobs]
+    dispatch.submit(root, [earlier], target(program))
+    watch = Watch("study", runs, notify=f"sh -c 'cat > {tmp_path}/told.json'")
+    assert launch_on_slurm(root, runs[1:], target(program), watch, Console()) == 0
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "told.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.3)
+    time.sleep(0.2)
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["outcome"], told["runs"]) == ("unfinished", {"done": 2, "interrupted": 1})
+    assert [count(one, "finished") for one in (earlier, later, killed)] == [1, 1, 0]
+
+
+def test_cancelling_a_search_stops_its_workers_and_what_submits_them_again(root: Path, program: Path) -> None:
+    studies = {name: [f"{name}_fold1", f"{name}_fold2"] for name in ("mine", "mine_too")}
+    with held():
+        mine, other = (
+            dispatch.submit_workers(root, name, folds, "sleeper", [], 2, target(program)) for name, folds in studies.items()
+        )
+        dispatch.submit_after(root, "keeper", "sleeper", [], [str(mine.job_id)], target(program), keeper_of=studies["mine"])
+        assert len(queued()) == 3
+        cli_runs.cancel("mine", runs=root)
+        assert queued() == {other.job_id}
+        cli_runs.cancel("mine_too_fold1", runs=root)
+        assert queued() == set()
+
+
+def queued() -> set[str]:
+    return set(subprocess.run(["squeue", "--noheader", "--format=%F"], capture_output=True, text=True, check=True).stdout.split())

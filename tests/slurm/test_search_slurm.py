@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -32,18 +33,19 @@ DECLARATION = """
     from experiments.search import Budget, Float, Int, Search
     from hicmae.record import append_line
 
-    LOG = Path(__file__).with_name("calls.jsonl")
+    LOG = Path({log!r})
 
     def value(params):
-        append_line(LOG, {{"at": "begin", "job": os.environ.get("SLURM_JOB_ID"), "params": params}})
+        append_line(LOG, {{"at": "begin", "job": os.environ.get("SLURM_JOB_ID"), "pid": os.getpid(), "params": params}})
         time.sleep({pause_s})
         append_line(LOG, {{"at": "end", "job": os.environ.get("SLURM_JOB_ID"), "params": params}})
+        {more}
         return (params["x"] - 0.25) ** 2 + params["k"]
 
     def search():
         return Search(
             name="on_slurm", title="On SLURM", objective=value, direction="minimize",
-            space={{"x": Float(-1, 1), "k": Int(0, 3)}}, budget=Budget(trials={trials}),
+            space={{"x": Float(-1, 1), "k": Int(0, 3)}}, budget=Budget(trials={trials}), sampler="RandomSampler",
         )
 """
 TRAINED = """
@@ -53,8 +55,8 @@ TRAINED = """
 
     def search():
         return Search(
-            name="trained", title="Trained", corpus="synthetic", folds=(1,), size="smoke", pretrain_corpus="synthetic",
-            base=SHORT, space={"finetune.optim.base_lr": Float(1e-3, 1e-1, log=True)}, budget=Budget(trials=4),
+            name="trained", title="Trained", corpus="synthetic", folds=(1, 2), size="smoke", pretrain_corpus="synthetic",
+            base=SHORT, space={"finetune.optim.base_lr": Float(1e-3, 1e-1, log=True)}, budget=Budget(trials=2),
             pruner="NopPruner",
         )
 """
@@ -70,11 +72,13 @@ environment = {{ HICMAE_WORKERS = "0" }}
 class Place:
     """A folder, with a name that a shell would stumble over, from which searches are launched."""
 
-    def __init__(self, folder: Path, trials: int, pause_s: float, more: str = "") -> None:
+    def __init__(self, folder: Path, trials: int, pause_s: float, profile: str = "", body: str = "pass") -> None:
         self.folder = folder / "a 'b' $(touch hacked); #"
+        self.file = self.folder / "mine.py"
         (self.folder / "home" / "hicmae").mkdir(parents=True)
-        (self.folder / "home" / "hicmae" / "slurm.toml").write_text(PROFILES.format(more=more))
-        (self.folder / "mine.py").write_text(textwrap.dedent(DECLARATION.format(trials=trials, pause_s=pause_s)))
+        (self.folder / "home" / "hicmae" / "slurm.toml").write_text(PROFILES.format(more=profile))
+        values = {"trials": trials, "pause_s": pause_s, "more": body, "log": str(self.folder / "calls.jsonl")}
+        self.file.write_text(textwrap.dedent(DECLARATION.format(**values)))
 
     def hicmae(self, *words: str) -> str:
         homes = {name: str(self.folder / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
@@ -98,9 +102,14 @@ class Place:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [line for line in lines if line["at"] == at]
 
-    def arrays(self) -> list[arrays.Array]:
-        folders = sorted((self.folder / "runs" / "_slurm").glob("workers-*"), key=lambda path: path.stat().st_mtime)
+    def arrays(self, kind: str = "workers") -> list[arrays.Array]:
+        folders = sorted((self.folder / "runs" / "_slurm").glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
         return [arrays.read(self.folder / "runs", path.name) for path in folders]
+
+    def ends(self, kind: str) -> list[str]:
+        """How the jobs of a kind ended, or what they do now."""
+        jobs = [array.job_id for array in self.arrays(kind) if array.job_id]
+        return slurm("squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%T").split()
 
     def outputs(self) -> str:
         return "".join(path.read_text() for path in self.folder.glob("runs/_slurm/*/*.out"))
@@ -144,34 +153,58 @@ def test_four_workers_meet_the_budget_through_preemption_and_a_cancelled_worker(
     assert "nothing left to do, 500 trials have ended" in place.search()
 
 
-def test_a_worker_at_its_time_limit_goes_back_into_the_queue(tmp_path: Path) -> None:
-    place = Place(tmp_path, trials=40, pause_s=4.0, more="time_h = 0.0167\nsignal_delay_s = 30")
-    place.search("--workers", "2", "--wait")
-    place.is_whole(40)
-    assert len(place.arrays()) == 1, "nobody had to submit again"
-    restarts = slurm(
-        "sacct", "--noheader", "--duplicates", "--allocations", f"--jobs={place.arrays()[0].job_id}", "--format=State"
+def test_a_search_goes_on_by_itself_as_it_was_launched_through_kills_and_time_limits(tmp_path: Path) -> None:
+    place = Place(tmp_path, trials=20, pause_s=3.5, profile="time_h = 0.0167\nsignal_delay_s = 30")
+    assert "they go on by themselves until the budget is spent" in place.search("--workers", "2")
+    declared = place.file.read_text()
+    place.file.write_text("raise SystemExit('edited after the launch')")
+    until(lambda: len({call["job"] for call in place.calls("begin")}) == 2)
+    for pid in {int(call["pid"]) for call in place.calls("begin")}:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(place.arrays("keeper")) == 2 and set(place.ends("keeper")) == {"COMPLETED"}, 200)
+    place.file.write_text(declared)
+    place.is_whole(20)
+    assert len(place.arrays()) == 2, "the keeper replaced the killed workers, once"
+    requeued = slurm(
+        "sacct", "--noheader", "--duplicates", "--allocations", f"--jobs={place.arrays()[-1].job_id}", "--format=State"
     )
-    assert restarts.split().count("REQUEUED") >= 2
+    assert requeued.split().count("REQUEUED") >= 2, "those at their time limit went back into the queue by themselves"
+    assert (place.folder / "runs" / "_studies" / "on_slurm" / "figures" / "history.png").exists()
 
 
-def test_real_trials_are_trained_on_slurm(tmp_path: Path) -> None:
+def test_workers_are_not_submitted_again_for_ever_nor_after_they_were_cancelled(tmp_path: Path) -> None:
+    failing = Place(tmp_path / "failing", trials=500, pause_s=0.0, body="raise ValueError('no such thing')")
+    waiting = Place(tmp_path / "waiting", trials=1, pause_s=100.0)
+    for place in (failing, waiting):
+        place.search("--workers", "1")
+    until(lambda: bool(waiting.calls("begin")))
+    slurm("scancel", str(waiting.arrays()[0].job_id))
+    until(lambda: waiting.ends("keeper") == ["COMPLETED"])
+    assert len(waiting.arrays()) == 1 and "the workers were cancelled; launch the search again" in waiting.outputs()
+    until(lambda: "FAILED" in failing.ends("keeper"))
+    assert "3 submissions in a row ended without a trial done or pruned" in failing.outputs()
+    assert len(failing.arrays()) == 3 and [trial["state"] for trial in failing.trials()] == ["failed"] * 9
+
+
+def test_real_trials_of_two_outer_folds_are_trained_by_one_array(tmp_path: Path) -> None:
     place = Place(tmp_path, trials=0, pause_s=0.0)
-    (place.folder / "mine.py").write_text(textwrap.dedent(TRAINED))
+    place.file.write_text(textwrap.dedent(TRAINED))
     synthetic.generate(place.folder / "data" / "synthetic", speakers=4, clips_per_speaker=4, seconds=1.5, size_px=64, folds=2)
     told = place.search("--workers", "4", "--wait")
-    assert "submitted 4 workers" in told and "4 of 4 ended" in told
-    trials = place.trials()
-    assert [trial["state"] for trial in trials] == ["done"] * 4
-    study = json.loads((place.folder / "runs" / "_studies" / "trained_fold1.json").read_text())
-    records = [RunRecord(place.folder / "runs" / run["run_id"]) for run in study["runs"]]
+    assert "submitted 4 workers" in told and told.count("2 of 2 ended") == 2
+    assert len(place.arrays()) == 1, "one cap holds for all outer folds"
+    root = place.folder / "runs"
+    studies = [json.loads((root / "_studies" / f"trained_fold{fold}.json").read_text()) for fold in (1, 2)]
+    assert [[trial["state"] for trial in study["search"]["trials"]] for study in studies] == [["done"] * 2] * 2
+    records = [RunRecord(root / name) for name in dict.fromkeys(run["run_id"] for study in studies for run in study["runs"])]
     assert [record.state() for record in records] == ["done"] * 5, "one pre-training, four fine-tunings"
     starts = [event for record in records for event in record.events() if event["event"] == "started"]
     assert len(starts) == 5, "the pre-training that all four wanted was trained once"
-    assert study["snapshot"]["commit"] and records[0].snapshot()["code"]["commit"] == study["snapshot"]["commit"]
+    commit = studies[0]["snapshot"]["commit"]
+    assert commit and records[0].snapshot()["code"]["commit"] == commit
 
 
 def test_what_a_worker_cannot_use_is_refused(tmp_path: Path) -> None:
-    place = Place(tmp_path, trials=2, pause_s=0.0, more="nodes = 2")
+    place = Place(tmp_path, trials=2, pause_s=0.0, profile="nodes = 2")
     with pytest.raises(AssertionError, match="a search's worker is one process, the profile asks for 2 nodes"):
         place.search()

@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hicmae.config import EncoderConfig, EngineConfig, FinetuneConfig, HeadConfig, OptimConfig
+from hicmae.config import (
+    DecoderConfig,
+    EncoderConfig,
+    EngineConfig,
+    FinetuneConfig,
+    HeadConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+)
 from hicmae.train import distributed, objective, optim
 from hicmae.train.engine import Engine
 
@@ -38,24 +48,25 @@ class Case:
     first_step: int = 0
     steps: int = 5
     start: str | None = None
+    pretrain: bool = False  # with the negatives of one process, as the release
 
 
-def config_of(case: Case) -> FinetuneConfig:
-    return FinetuneConfig(
-        encoder=TINY,
-        head=HeadConfig(outputs=3),
-        optim=OptimConfig(
-            base_lr=0.1,
-            batch_size=BATCH,
-            accumulation_steps=case.accumulation,
-            epochs=20,
-            warmup_epochs=1,
-            layer_decay=0.75,
-            clip_grad_norm=case.clip,
-            ema_decay=case.ema,
-        ),
-        engine=EngineConfig(precision=case.precision, zero_stage=case.stage, activation_checkpointing=case.checkpointing),
+def config_of(case: Case) -> RunConfig:
+    engine = EngineConfig(precision=case.precision, zero_stage=case.stage, activation_checkpointing=case.checkpointing)
+    optim_config = OptimConfig(
+        base_lr=0.1,
+        batch_size=BATCH,
+        accumulation_steps=case.accumulation,
+        epochs=20,
+        warmup_epochs=1,
+        layer_decay=1.0 if case.pretrain else 0.75,
+        clip_grad_norm=case.clip,
+        ema_decay=case.ema,
     )
+    if not case.pretrain:
+        return FinetuneConfig(encoder=TINY, head=HeadConfig(outputs=3), optim=optim_config, engine=engine)
+    goal = ObjectiveConfig(levels=(1,), contrastive_weight=0.5, video_mask_ratio=0.5, audio_mask_ratio=0.5)
+    return PretrainConfig(encoder=TINY, decoder=DecoderConfig(16, 2, 2), objective=goal, optim=optim_config, engine=engine)
 
 
 def batch_of(step: int) -> dict[str, Tensor]:
@@ -65,6 +76,8 @@ def batch_of(step: int) -> dict[str, Tensor]:
         "video": torch.randn(BATCH, 3, 4, 32, 32, generator=generator),
         "audio": torch.randn(BATCH, 1, 32, 32, generator=generator),
         "label": torch.randint(3, (BATCH,), generator=generator),
+        "masked_video": torch.rand(BATCH, 4, generator=generator).argsort(-1).lt(2).repeat(1, 2),
+        "masked_audio": torch.rand(BATCH, 4, generator=generator).argsort(-1).lt(2),
     }
 
 

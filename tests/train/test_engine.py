@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("engine")  # its fixtures are made once
 
 STAGES = (0, 1, 2, 3)
 BASE = Case("base", clip=1.0, ema=0.9)
-CASES = [
+TOGETHER = [
     *(replace(BASE, name=f"zero{stage}", stage=stage) for stage in STAGES),
     *(replace(BASE, name=f"accumulated{stage}", stage=stage, accumulation=2) for stage in (0, 2, 3)),
     *(replace(BASE, name=f"half{stage}", stage=stage, steps=3) for stage in STAGES),
@@ -36,12 +36,17 @@ CASES = [
         replace(BASE, name=f"resumed{old}{new}", stage=new, first_step=3, steps=2, start=f"half{old}")
         for old, new in ((0, 0), (0, 3), (3, 1), (1, 2), (2, 0), (3, 3))
     ),
+    *(Case(f"pretrained{stage}", stage=stage, steps=3, pretrain=True) for stage in STAGES),
+]
+ALONE = [
+    *(case for case in TOGETHER if case.name in ("zero0", "zero1", "zero2", "zero3", "accumulated0", "half0", "resumed00")),
     *(Case(f"checkpointed{stage}", stage=stage, checkpointing=True) for stage in (0, 3)),
-    *(
-        Case(f"{precision}{stage}", stage=stage, precision=precision)
-        for precision in ("fp32", "bf16", "fp16")
-        for stage in (0, 2)
-    ),
+    Case("fp320"),
+    *(Case(f"{precision}{stage}", stage=stage, precision=precision) for precision in ("bf16", "fp16") for stage in (0, 2)),
+]
+CASES = {1: ALONE, 2: TOGETHER}  # by number of processes
+SAME = [
+    (case.name, count) for count, cases in CASES.items() for case in cases if case.name.startswith(("zero", "accum", "resumed"))
 ]
 Results = dict[str, dict[str, Any]]
 
@@ -51,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders of results of all cases, by number of processes."""
     folders = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
     for count, folder in folders.items():
-        (folder / "cases.json").write_text(json.dumps([asdict(case) for case in CASES]))
+        (folder / "cases.json").write_text(json.dumps([asdict(case) for case in CASES[count]]))
         start = functools.partial(forge().start, "engine_worker:main", [str(folder)], folder / "log")
         several = functools.partial(forge().start_several, count, "engine_worker:main", [str(folder)], folder / "log")
         processes = [start()] if count == 1 else several()
@@ -117,10 +122,17 @@ def test_training_is_what_plain_torch_makes_of_it(runs: dict[int, Path]) -> None
     assert moved > 1e-3  # the tolerance tells averaged weights from weights
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", [case.name for case in CASES if case.name.startswith(("zero", "accumulated", "resumed"))])
+@pytest.mark.parametrize(("name", "processes"), SAME)
 def test_processes_stages_accumulation_and_resuming_change_nothing(runs: dict[int, Path], name: str, processes: int) -> None:
     assert_same_training(runs[processes], name, runs[1])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stages_pre_train_the_same_with_the_negatives_of_one_process(runs: dict[int, Path], stage: int) -> None:
+    """Other numbers of processes have other negatives, so two are compared with two."""
+    assert_same_training(runs[2], f"pretrained{stage}", runs[2], "pretrained0")
+    losses = result(runs[2], "pretrained0")["losses"]
+    assert len(set(losses)) == len(losses) == 3
 
 
 def test_resuming_in_one_process_is_bit_identical(runs: dict[int, Path]) -> None:

@@ -54,14 +54,22 @@ def own_corpus(name: str, root: Path, rows: Sequence[Row], targets: Sequence[str
 
 
 def resolved(path: str, root: Path, place: object) -> Path:
-    """A path of a list: below `root`, or absolute and below `root` or $HICMAE_DATA. Raises ClipError when it points elsewhere."""
+    """A path of a list: below `root`, or absolute and below `root` or $HICMAE_DATA. Raises ClipError when it points elsewhere.
+
+    `..` is taken from the text, so it never leads through a link. Links that the user made are followed: the data folder may be
+    one, be named by where it really lies, and hold others; a list alone cannot reach what neither folder holds.
+    """
     whole = Path(os.path.normpath(root.absolute() / path))
     allowed = [root.absolute()]
     if os.environ.get("HICMAE_DATA"):
         allowed.append(Path(os.environ["HICMAE_DATA"]).absolute())
-    if not any(whole.is_relative_to(folder) for folder in allowed):
-        raise ClipError(place, f"{path} points outside the data folder {root}; set HICMAE_DATA to a folder that holds both")
-    return whole
+    if any(whole.is_relative_to(folder) for folder in allowed):
+        return whole
+    real = Path(os.path.realpath(whole))
+    for folder in allowed:
+        if real.is_relative_to(os.path.realpath(folder)):
+            return folder / real.relative_to(os.path.realpath(folder))
+    raise ClipError(place, f"{path} points outside the data folder {root}; set HICMAE_DATA to a folder that holds both")
 
 
 def _task(rows: Sequence[Row], targets: Sequence[str]) -> str:

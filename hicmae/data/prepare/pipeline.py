@@ -226,8 +226,9 @@ def _feed(pool: ProcessPoolExecutor, tasks: Sequence[Task], queued: int, progres
     waiting, count = deque(tasks), 0
     pending: set[Future[tuple[Task, bool, Found | None]]] = set()
     while waiting or pending:
-        while waiting and len(pending) < queued:
-            pending.add(pool.submit(_work, waiting.popleft()))
+        with _deaf_children():
+            while waiting and len(pending) < queued:
+                pending.add(pool.submit(_work, waiting.popleft()))  # which may start a worker
         finished, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in finished:
             task, busy, found = future.result()
@@ -236,6 +237,23 @@ def _feed(pool: ProcessPoolExecutor, tasks: Sequence[Task], queued: int, progres
             else:
                 count += 1
                 progress(count, task.sample.sample_id, found)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside never hear Ctrl-C: one that it killed while importing would take the others with it."""
+    import signal
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; here it waits until the end of the block
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def lock_of(folder: Path, sample_id: str) -> Path:
+    """The file whose lock is held by who has the clip in hand; a few clips share one."""
+    return folder / OWN / "locks" / hashlib.blake2b(sample_id.encode(), digest_size=2).hexdigest()[:3]
 
 
 # --- in the workers ---------------------------------------------------------------------------------------------------
@@ -251,9 +269,6 @@ class _Worker:
 
 
 def _start_worker(folder: Path, settings: Settings, stop: Any) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: the workers are the parallelism
     _Worker.folder, _Worker.settings, _Worker.stop = folder, settings, stop
@@ -271,9 +286,8 @@ def _work(task: Task) -> tuple[Task, bool, Found | None]:
     """Prepare a clip: the task, whether another process has it in hand, and what was found (None when another did it)."""
     if _Worker.stop.is_set():
         return task, True, None
-    shard = hashlib.blake2b(task.sample.sample_id.encode(), digest_size=2).hexdigest()[:3]
     try:
-        with _writing(_Worker.folder), FileLock(str(_Worker.folder / OWN / "locks" / shard), timeout=BUSY_S):
+        with _writing(_Worker.folder), FileLock(str(lock_of(_Worker.folder, task.sample.sample_id)), timeout=BUSY_S):
             if not task.there and task.files.there():
                 return task, False, None
             found = prepare_clip(task.sample, task.files, _Worker.settings)
