@@ -207,6 +207,7 @@ class Search:
         if self.function is None:
             objective = f"validation {self.metric}"
             values |= {"objective": objective, "corpus": self.corpus, "fold": self.fold, "splits": self.splits}
+            values |= {"base": dict(self.base), "size": self.size, "pretrain_corpus": self.pretrain_corpus}
         return dict(json.loads(json.dumps(values, default=str)))
 
     def identity(self, fingerprint: Callable[[str], str]) -> dict[str, Any]:

@@ -234,6 +234,20 @@ def test_a_name_in_use_with_another_space_is_refused(tmp_path: Path) -> None:
     assert states(more) == {"done": 14}, "budget, sampler and pruner may change"
 
 
+def test_trials_on_another_base_are_neither_added_to_a_search_nor_read_as_its_own(tmp_path: Path) -> None:
+    def judged(**base: Any) -> Search:
+        space = {"finetune.optim.base_lr": Float(1e-4, 1e-2, log=True)}
+        return Search("judged", "Judged", space, Budget(trials=1), base=base, corpus="synthetic", size="smoke", fold=1)
+
+    folder = opened(tmp_path, judged()).folder
+    other = judged(**{"finetune.optim.epochs": 3})
+    with pytest.raises(UsageError, match="name is in use with another base: finetune.optim.epochs: was null, is 3"):
+        opened(tmp_path, other)
+    with pytest.raises(UsageError, match="was launched with another base"):
+        Study.look(other, folder)
+    assert Study.look(judged(), folder).search == judged()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
