@@ -241,7 +241,7 @@ def test_trials_on_another_base_are_neither_added_to_a_search_nor_read_as_its_ow
 
     folder = opened(tmp_path, judged()).folder
     other = judged(**{"finetune.optim.epochs": 3})
-    with pytest.raises(UsageError, match="name is in use with another base: finetune.optim.epochs: was null, is 3"):
+    with pytest.raises(UsageError, match=r"name is in use with another base: finetune\.optim\.epochs: was null, is 3"):
         opened(tmp_path, other)
     with pytest.raises(UsageError, match="was launched with another base"):
         Study.look(other, folder)
