@@ -14,11 +14,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,11 @@ import hicmae.config
 import hicmae.metrics
 import reports.predictions
 import reports.recorded
-from hicmae.provenance import usable_cores
+from hicmae.waiting import mapped
 from reports.predictions import Predictions
 from reports.recorded import StudyRun
 
 FILES = ("result.json", "config.json", "snapshot.json", "metrics.jsonl", "events.jsonl", "predictions.parquet")
-READERS = min(4, usable_cores())  # at once; they wait for files, above all on network file systems
-_TOGETHER = 50  # runs that a reader takes at a time
 _ARRAYS = ("sample_ids", "groups", "truth", "answers")
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, stamp TEXT, record TEXT)",
@@ -63,12 +59,8 @@ class Cache:
         stamps = [self._stamp(run) for run in runs]
         known = self._known()
         kept = [known[r.run_id][1] if s and known.get(r.run_id, ("",))[0] == s else "" for r, s in zip(runs, stamps, strict=True)]
-        with _no_collection(), ThreadPoolExecutor(READERS) as pool:
-            unread = [run for run, record in zip(runs, kept, strict=True) if not record]
-            parts = pool.map(
-                lambda start: [read(run) for run in unread[start : start + _TOGETHER]], range(0, len(unread), _TOGETHER)
-            )
-            fresh = chain.from_iterable(parts)
+        with _no_collection():
+            fresh = mapped(read, [run for run, record in zip(runs, kept, strict=True) if not record])
             found = [
                 self._restored(run, record) if record else self._shared(next(fresh))
                 for run, record in zip(runs, kept, strict=True)

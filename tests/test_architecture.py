@@ -17,7 +17,10 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("hicmae", "experiments", "ablations", "slurm", "reports")
 # From the bottom up; a module imports from its own layer and those below. The longest matching prefix counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("hicmae", "hicmae.checked", "hicmae.config", "hicmae.errors", "hicmae.seeding", "hicmae.record", "hicmae.presets"),
+    (
+        *("hicmae", "hicmae.checked", "hicmae.config", "hicmae.errors"),
+        *("hicmae.seeding", "hicmae.record", "hicmae.presets", "hicmae.waiting"),
+    ),
     ("hicmae.model", "hicmae.data", "hicmae.metrics"),
     ("hicmae.train", "hicmae.tracking", "hicmae.provenance"),
     ("hicmae.run", "hicmae.parity"),

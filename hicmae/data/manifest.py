@@ -24,6 +24,7 @@ from hicmae.data.corpora import Corpus, Sample
 from hicmae.errors import ClipError, UsageError
 from hicmae.record import write_json
 from hicmae.seeding import numpy_generator
+from hicmae.waiting import mapped
 
 if TYPE_CHECKING:
     from hicmae.data.clips import Probe
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 FINGERPRINT_LENGTH = 32
 MISSING = "missing"
 _BLOCK = 1 << 20
-_CHUNK = 256  # paths that a thread takes at once
+_CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,12 @@ def _size(path: Path) -> int:
 def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
     """The digest of every path's bytes; `MISSING` where there is nothing. Only files that changed are read again."""
     cache = _DigestCache(paths)
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    known = dict(zip(paths, mapped(cache.known, paths), strict=True))
+    unread = [path for path, digest in known.items() if digest is None]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = [digest for part in pool.map(cache.digests, chunks) for digest in part]
+        read = dict(zip(unread, pool.map(cache.digest, unread), strict=True))
     cache.save()
-    return dict(zip(paths, found, strict=True))
+    return {path: read[path] if digest is None else digest for path, digest in known.items()}
 
 
 def fresh_digest(path: Path) -> str:
@@ -138,35 +140,47 @@ def _digest_of(path: Path, one: Callable[[Path, os.stat_result], str]) -> str:
 
 
 class _DigestCache:
-    """Digests on disk, one file per top folder, by path, size and time of change."""
+    """Digests on disk, one file per top folder: path -> "size time-of-change digest"."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         names = [str(path) for path in paths]
         ends = [Path(end).absolute().parent for end in (min(names), max(names))] if names else []
         top = os.path.commonpath(ends) if ends else ""  # what the first and the last share, all share; only a name hangs on it
-        name = hashlib.blake2b(top.encode(), digest_size=8).hexdigest()
+        name = hashlib.blake2b(f"{_CACHE_FORMAT} {top}".encode(), digest_size=8).hexdigest()
         self._file = location.cache_root() / "digests" / f"{name}.json"
         self._known = self._read()
-        self._new: dict[str, list[object]] = {}
+        self._new: dict[str, str] = {}
 
-    def digests(self, paths: Sequence[Path]) -> list[str]:
-        """The digests of paths. Raises ClipError for one that cannot be read."""
-        return [self._digest(path) for path in paths]
-
-    def _digest(self, path: Path) -> str:
+    def known(self, path: Path) -> str | None:
+        """The digest of a path, None when its bytes have to be read for it. Raises ClipError for one that cannot be read."""
         try:
-            return _digest_of(path, self._one)
+            return self._looked(path, self._kept)
+        except KeyError:
+            return None
+
+    def digest(self, path: Path) -> str:
+        """The digest of a path, whose bytes are read where they are not known. Raises ClipError when they cannot be."""
+        return self._looked(path, self._read_or_kept)
+
+    def _looked(self, path: Path, one: Callable[[Path, os.stat_result], str]) -> str:
+        try:
+            return _digest_of(path, one)
         except OSError as error:
             raise ClipError(path, f"unreadable ({error.strerror})") from None
 
-    def _one(self, path: Path, state: os.stat_result) -> str:
-        name = str(path.absolute())
-        known = self._known.get(name)
-        if known and known[0] == state.st_size and known[1] == state.st_mtime_ns:
-            return str(known[2])
-        digest = _hash_file(path)
-        self._new[name] = [state.st_size, state.st_mtime_ns, digest]
+    def _kept(self, path: Path, state: os.stat_result) -> str:
+        stamp, _, digest = self._known[str(path.absolute())].rpartition(" ")
+        if stamp != f"{state.st_size} {state.st_mtime_ns}":
+            raise KeyError(path)
         return digest
+
+    def _read_or_kept(self, path: Path, state: os.stat_result) -> str:
+        try:
+            return self._kept(path, state)
+        except KeyError:
+            digest = _hash_file(path)
+            self._new[str(path.absolute())] = f"{state.st_size} {state.st_mtime_ns} {digest}"
+            return digest
 
     def save(self) -> None:
         """Add what was read to the file on disk, beside what other processes added meanwhile."""
@@ -176,7 +190,7 @@ class _DigestCache:
         with FileLock(str(self._file.with_suffix(".lock"))):
             write_json(self._file, self._read() | self._new)
 
-    def _read(self) -> dict[str, list[object]]:
+    def _read(self) -> dict[str, str]:
         try:
             values = json.loads(self._file.read_text())
         except (OSError, ValueError):

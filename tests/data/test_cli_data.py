@@ -164,7 +164,10 @@ def test_show_draws_what_the_model_gets(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.slow
 def test_bench_measures_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_table(tmp_path, clips=3, frames=20)
-    assert hicmae("bench", "data", f"csv:{table}", "--px", 32, "--seconds", 0.05, "-o", tmp_path / "bench.json") == 0
+    assert (
+        hicmae("bench", "data", f"csv:{table}", "--px", 32, "--clips", 1000, "--seconds", 0.05, "-o", tmp_path / "bench.json")
+        == 0
+    )
     result = json.loads((tmp_path / "bench.json").read_text())
     assert all(case["per_s"] > 0 and case["samples"] > 0 for case in result["cases"])
     assert {case["name"] for case in result["cases"] if case["goal_per_s"]} == {

@@ -178,9 +178,11 @@ def test_a_dry_run_makes_nothing_not_even_the_generated_corpus(place: Path) -> N
 
 
 def test_a_search_takes_the_folds_of_only(place: Path) -> None:
-    ended = call(place, *LAUNCH, "search_finetune", "--smoke", "--dry-run", "--only", "fold=1")
-    assert ended.returncode == 0, ended.stderr
-    assert "for each of 1 outer folds" in ended.stdout
+    whole = call(place, *LAUNCH, "search_finetune", "--dry-run")
+    part = call(place, *LAUNCH, "search_finetune", "--dry-run", "--only", "fold=1")
+    assert whole.returncode == part.returncode == 0, part.stderr
+    assert "50 trials for each of 5 outer folds" in whole.stdout
+    assert "50 trials\n" in part.stdout
 
 
 def test_the_end_of_a_search_is_told(place: Path, complaint: Complaint) -> None:
