@@ -149,21 +149,25 @@ def feature_map(features: ArrayLike, labels: Sequence[str], method: str = "pca",
 
 
 def _flat(features: Floats, method: str, seed: int) -> tuple[Floats, str]:
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
+    """(S, W) -> (S, 2), and how."""
     if len(features) < FEWEST:
         raise UsageError(f"a map of features needs at least {FEWEST} samples, not {len(features)}")
     if method == "pca":
-        pca = PCA(2, random_state=seed)
-        points = pca.fit_transform(features)
-        return points, f"PCA, {100 * pca.explained_variance_ratio_.sum():.0f} % of the variance"
+        return _principal(features)
     if method != "tsne":
         raise UsageError(f"unknown method {method!r}; valid: pca, tsne")
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, (len(features) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(
-        features
-    ), f"t-SNE, perplexity {perplexity:.0f}"
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    return tsne.fit_transform(features), f"t-SNE, perplexity {perplexity:.0f}"
+
+
+def _principal(features: Floats) -> tuple[Floats, str]:
+    """The two principal components. By numpy: every run draws this, and importing scikit-learn takes a second."""
+    left, sizes, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    share = (sizes[:2] ** 2).sum() / max((sizes**2).sum(), np.finfo(np.float64).tiny)
+    return left[:, :2] * sizes[:2], f"PCA, {100 * share:.0f} % of the variance"
 
 
 def _restored_video(pred: Tensor, video: Tensor, masked: Tensor, encoder: EncoderConfig, group: int) -> NDArray[np.float32]:

@@ -28,10 +28,10 @@ def test_eight_workers_on_a_database_end_with_exactly_the_budget(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(STORAGE, server)
-    path, runs = declare(tmp_path, 100), tmp_path / "runs"
+    path, runs = declare(tmp_path, 40), tmp_path / "runs"
     workers = [subprocess.Popen(worker(path, runs), stdout=sys.stderr) for _ in range(8)]
     assert [process.wait() for process in workers] == [0] * 8
     found = trials(path, runs)
-    assert [trial["number"] for trial in found] == list(range(100)) and {trial["state"] for trial in found} == {"done"}
-    assert len(calls(tmp_path)) == 200, "no trial was worked twice"
+    assert [trial["number"] for trial in found] == list(range(40)) and {trial["state"] for trial in found} == {"done"}
+    assert len(calls(tmp_path)) == 80, "no trial was worked twice"
     assert not (runs / "_studies" / "square" / "journal.log").exists()

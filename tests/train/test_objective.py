@@ -135,8 +135,11 @@ def test_precision_is_that_of_the_products(precision: str, dtype: torch.dtype) -
 
 @pytest.mark.slow
 @pytest.mark.system("g++")
-def test_compiled_it_computes_the_same() -> None:
+def test_compiled_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile changes the speed alone: losses and gradients as eager, and the parameters keep their names."""
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)  # trust the processor's flags: trying each out takes 20 s
     found = []
     for compiled in (False, True):
         config = change(SOUND_ALONE, {"engine.compile": compiled})
