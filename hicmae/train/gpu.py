@@ -1,6 +1,7 @@
 """What the GPU of a process is doing, for the record's system metrics; nothing on a CPU.
 
-Utilisation comes from NVIDIA's management library, which torch reaches through `nvidia-ml-py`; without that it is left out.
+Utilisation comes from NVIDIA's management library. Where that does not answer (no driver, no permission, a part of a card) it is
+left out.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ def load(device: torch.device) -> dict[str, float]:
 
 
 def _utilisation(device: torch.device) -> float | None:
+    from pynvml import NVMLError
+
     try:
         return float(torch.cuda.utilization(device))
-    except (ModuleNotFoundError, RuntimeError, OSError) as error:  # no library, no driver that answers, no permission
+    except (NVMLError, RuntimeError, OSError) as error:
         _say_once(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return None
 
 
 @cache
 def _say_once(reason: str) -> None:
-    print(f"GPU utilisation is not recorded ({reason}); `pip install nvidia-ml-py` helps where that is missing", flush=True)
+    print(f"GPU utilisation is not recorded ({reason})", flush=True)

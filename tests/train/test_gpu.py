@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pynvml import NVML_ERROR_NOT_SUPPORTED, NVMLError
 
 from hicmae.train import gpu
 
@@ -26,8 +27,8 @@ def test_memory_and_utilisation_of_a_card(card: pytest.MonkeyPatch) -> None:
     assert gpu.load(CARD) == {"gpu_bytes": float(1 << 29), "gpu_memory_share": 0.25, "gpu_utilisation": 73.0}
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("nvidia-ml-py does not seem to be installed"), RuntimeError("no driver")])
-def test_without_the_library_memory_is_recorded_and_the_reason_said_once(
+@pytest.mark.parametrize("error", [NVMLError(NVML_ERROR_NOT_SUPPORTED), RuntimeError("no driver")])
+def test_where_the_library_does_not_answer_memory_is_recorded_and_the_reason_said_once(
     card: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def refuse(device: torch.device) -> int:
