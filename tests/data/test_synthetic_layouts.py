@@ -32,6 +32,9 @@ EXPECTED = {
 }
 
 
+pytestmark = pytest.mark.xdist_group("layouts")  # each is written once
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Layouts as they are asked for, each written once."""
