@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from experiments.cli_runs import RUNS
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import runs_root
 
@@ -23,7 +24,6 @@ BUILD = Path("reports/build")
 SHOWN_PROBLEMS = 20
 PATIENCE_S = 60.0
 POSTGRES = ("postgresql://", "postgresql+psycopg://")
-RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 URI = Annotated[str | None, typer.Option(help="MLflow's store or server.", show_default="$MLFLOW_TRACKING_URI or a file in runs")]
 
 

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from experiments.cli_runs import RUNS
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import runs_root
 
 PANEL = "Results"
 SUFFIX = ".zip"
-RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 
 
 def register(app: typer.Typer) -> None:

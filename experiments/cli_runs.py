@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from hicmae.config import differences
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord, runs_root
 from slurm import arrays, scheduler
+from slurm.arrays import Array
 from slurm.local import local_process
 from slurm.progress import Progress
 from slurm.state import RunState, read_states
@@ -98,16 +99,16 @@ def cancel(
     found = list(dict.fromkeys(record for each in targets for record in records.find_many(root, each)))
     try:
         states = read_states(root, [record.id for record in found], must_answer=True)
-        workers = [array.job_id or scheduler.find_job(array.name) for array in serving]
+        workers = _queued(serving)
     except scheduler.SilentSchedulerError as silent:
         raise HicmaeError(f"nothing was cancelled, for the scheduler does not answer: {silent}") from None
-    scheduler.cancel([*filter(None, workers), *(state.job for state in states.values() if state.is_active and state.job)])
+    scheduler.cancel([*workers, *(state.job for state in states.values() if state.is_active and state.job)])
     elsewhere = [record for record in found if _is_elsewhere(states[record.id])]
     stopped = [record for record in found if record not in elsewhere and _cancel(record)]
     for record in stopped:
         _wait_for_end(record)
         record.append_event("cancelled", reason="by request")
-    if serving:
+    if workers:
         typer.echo(f"cancelled the workers of {', '.join(served) or target}")
     typer.echo(f"cancelled {len(stopped)} of {len(found)} runs; the others were done or never planned")
     for record in elsewhere:
@@ -176,9 +177,8 @@ def prune(
         typer.confirm(f"Remove {render.size_text(sum(waste.bytes for waste in wastes))} for good?", default=False, abort=True)
     with arrays.launching(root):  # what was launched while somebody made up their mind is spared
         still = {*records.orphans(root)[0].paths, *(path for find in chosen for path in find(root).paths)}
-        for waste in wastes:
-            waste.remove(still)
-    typer.echo(f"removed {render.size_text(sum(waste.bytes for waste in wastes))}")
+        removed = sum(waste.remove(still) for waste in wastes)
+    typer.echo(f"removed {render.size_text(removed)}")
 
 
 def _studies(root: Path, name: str) -> list[dict[str, Any]]:
@@ -269,6 +269,13 @@ def _cancel(record: RunRecord) -> bool:
     if process is not None:
         os.kill(process, signal.SIGTERM)
     return True
+
+
+def _queued(serving: Sequence[Array]) -> list[str]:
+    """The jobs of the arrays that are in the queue. Asked by name, for a scheduler may give an old job's number out again."""
+    tasks = {(array.name, index): array.created for array in serving for index in range(int(array.resources["count"]))}
+    found = {name: info for (name, _), info in scheduler.ask(tasks).items() if info.state in scheduler.IN_QUEUE}
+    return [found[array.name].job_id.partition("_")[0] for array in serving if array.name in found]
 
 
 def _is_elsewhere(state: RunState) -> bool:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli_report import after_launch
+from experiments.cli_runs import RUNS
 from experiments.search import definition, launch
 from experiments.search import space as spaces
 from experiments.search.definition import Search, trial_name
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 NAME = Annotated[str, typer.Argument(help="A search's name (see `hicmae search list`) or a Python file with search().")]
 SMOKE = Annotated[bool, typer.Option("--smoke", help="The same search at a size for one CPU core, on the generated corpus.")]
 FOLD = Annotated[list[int] | None, typer.Option(help="Only this outer fold; repeatable.", show_default="all of the search's")]
-RUNS = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="$HICMAE_RUNS or ./runs")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -48,7 +48,10 @@ def run(
     fold: FOLD = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Workers at once, on slurm over all outer folds.", show_default="what the machine allows; 4 on slurm"),
+        typer.Option(
+            help="Workers at once, on slurm over all outer folds.",
+            show_default="what the machine allows; on slurm max_parallel, or 4",
+        ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Another budget: so many trials in all.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="Another budget: so many GPU-hours in all.")] = None,

@@ -20,7 +20,7 @@ from hicmae.record import write_json
 
 # What does not change how long a run takes.
 _SHAPELESS = ("seed", "data.fold", "data.fingerprint", "initial.reference", "initial.source", "initial.epoch", "keep_epochs")
-_VERSION = 1  # of the cache
+_VERSION = 2  # of the cache
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,18 @@ def recorded(runs_root: Path) -> Iterator[Took]:
     before = _read(cache).get("runs", {})
     now: dict[str, list[Any]] = {}
     for result in runs_root.glob("[0-9a-f]*/result.json"):
-        name, stamp = result.parent.name, result.stat().st_mtime_ns
-        known = before.get(name)
-        now[name] = known if known and known[0] == stamp else [stamp, *_facts(result)]
+        with contextlib.suppress(OSError):  # removed meanwhile
+            name, stamp = result.parent.name, result.stat().st_mtime_ns
+            known = before.get(name)
+            if known and known[0] == stamp:
+                now[name] = known
+            elif facts := _facts(result):
+                now[name] = [stamp, *facts]
     if now != before:
         with contextlib.suppress(OSError):  # without a cache it only takes longer
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_json(cache, {"version": _VERSION, "runs": now})
-    return (Took(*values[1:]) for values in now.values() if len(values) > 1)
+    return (Took(*values[1:]) for values in now.values())
 
 
 def _facts(result: Path) -> tuple[Any, ...]:

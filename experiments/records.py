@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,18 @@ class Waste:
 
     paths: tuple[Path, ...]
     why: str
-    bytes: int
 
-    def remove(self, still: Collection[Path]) -> None:
-        """Remove what is waste still."""
+    @cached_property
+    def bytes(self) -> int:
+        return sum(_bytes(path) for path in self.paths)
+
+    def remove(self, still: Collection[Path]) -> int:
+        """Remove what is waste still; returns the bytes that it had."""
+        removed = 0
         for path in (path for path in self.paths if path in still):
+            removed += _bytes(path)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return removed
 
 
 def orphans(runs_root: Path) -> tuple[Waste, dict[str, str]]:
@@ -75,26 +82,21 @@ def orphans(runs_root: Path) -> tuple[Waste, dict[str, str]]:
     named = {run_id for row in rows for run_id in (row["run_id"], *row["depends_on"])}
     paths = [path for path in run_directories(runs_root) if path.name not in named]
     spared = in_use(runs_root, [path.name for path in paths])
-    return _waste((path for path in paths if path.name not in spared), "runs that no study names"), spared
+    return Waste(tuple(path for path in paths if path.name not in spared), "runs that no study names"), spared
 
 
 def spent_checkpoints(runs_root: Path) -> Waste:
     """The resume points of finished runs; final and kept weights (.safetensors) stay."""
     done = [path for path in run_directories(runs_root) if (path / "result.json").exists()]
     paths = [item for run in done for item in (run / "checkpoints").glob("*") if item.suffix != ".safetensors"]
-    return _waste(paths, "resume points of finished runs")
+    return Waste(tuple(paths), "resume points of finished runs")
 
 
 def repeats(runs_root: Path) -> Waste:
     """What `hicmae reproduce` made and nobody works on; verdicts go with the repeats, the recorded runs stay."""
     folders = [path for path in sorted((runs_root / "_reproduced").glob("*/*")) if path.is_dir()]
     busy = {folder for folder in folders for run in folder.iterdir() if not run.is_symlink() and RunRecord(run).is_locked()}
-    return _waste([folder for folder in folders if folder not in busy], "repeats of `hicmae reproduce`")
-
-
-def _waste(paths: Iterable[Path], why: str) -> Waste:
-    kept = tuple(paths)
-    return Waste(kept, why, sum(_bytes(path) for path in kept))
+    return Waste(tuple(folder for folder in folders if folder not in busy), "repeats of `hicmae reproduce`")
 
 
 def _bytes(path: Path) -> int:

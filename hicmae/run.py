@@ -39,7 +39,7 @@ T = TypeVar("T", int, float, str)
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is executed on this machine; none of it changes a result but for the last bits (threads)."""
+    """How a run is executed on this machine; threads change a result in its last bits, and skipped clips are in its record."""
 
     workers: int | None = None  # processes that read data, per process of the run
     threads: int | None = None  # of torch, per process

@@ -37,6 +37,11 @@ class Cell:
     def complete(self) -> bool:
         return bool(self.wanted) and len(self.used) == len(self.wanted)
 
+    @cached_property
+    def before(self) -> tuple[str, ...]:
+        """The pre-trainings that its runs start from."""
+        return tuple(dict.fromkeys(run_id for run in self.wanted for run_id in run.depends_on))
+
     @property
     def progress(self) -> str:
         """`3/5`: runs that count of runs wanted."""

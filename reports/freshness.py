@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import hicmae.pictures
 from reports.query import STUDIES, require_studies, run_ids
 
 STAMP = ".made-from"
@@ -32,9 +33,9 @@ def write_stamp(runs_root: Path, out: Path, name: str | None, extras: Sequence[s
 
 def _stamp(runs_root: Path, name: str | None, extras: Sequence[str] | None, pdf: bool) -> str:
     own = [path for path in sorted(Path(__file__).parent.glob("**/*")) if path.suffix in {".py", ".j2", ".csv"}]
-    files = [runs_root / "_mlflow" / "links.json", *own]
+    files = [runs_root / "_mlflow" / "links.json", *own, Path(str(hicmae.pictures.__file__))]
     for study in require_studies(runs_root, name):
-        files.append(runs_root / STUDIES / f"{study}.json")
+        files += [runs_root / STUDIES / f"{study}.json", *sorted((runs_root / STUDIES / study / "figures").glob("*"))]
         files += [runs_root / run / file for run in run_ids(runs_root, study) for file in (*_READ, _DRAWN)]
     seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     wanted = [name, None if extras is None else list(extras), pdf and shutil.which("latexmk") is not None]

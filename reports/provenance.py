@@ -45,14 +45,12 @@ def provenance_of(analysis: Analysis, links: Links) -> dict[str, Any]:
 
 def _shared(analysis: Analysis, cell: Cell) -> dict[str, Any]:
     """What the pre-trainings before a cell's runs took, and which other variants start from them too."""
-    ids = {run_id for run in cell.wanted for run_id in run.depends_on}
-    others = {name for run in analysis.study.runs if ids.intersection(run.depends_on) for name in run.variants} - {cell.variant}
+    others = {name for run_id in cell.before for name in analysis.study.variants_after[run_id]} - {cell.variant}
     return {**asdict(shared_pretraining(analysis.study, [cell])), "shared_with": sorted(others)}
 
 
 def _cell(analysis: Analysis, corpus: CorpusAnalysis, cell: Cell, pages: Mapping[str, str]) -> dict[str, Any]:
-    before = {run_id for run in cell.wanted for run_id in run.depends_on}
-    earlier = [run for run in analysis.study.runs if run.run_id in before]
+    earlier = [analysis.study.by_id[run_id] for run_id in cell.before if run_id in analysis.study.by_id]
     return {
         "variant": cell.variant,
         "corpus": cell.corpus,

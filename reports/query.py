@@ -69,6 +69,20 @@ class Study:
         return list(self._by_cell.get((variant, corpus), ()))
 
     @cached_property
+    def by_id(self) -> dict[str, StudyRun]:
+        """run id -> run, in the order of the runs."""
+        return {run.run_id: run for run in self.runs}
+
+    @cached_property
+    def variants_after(self) -> dict[str, set[str]]:
+        """run id -> the variants of the runs that start from it."""
+        found: dict[str, set[str]] = {}
+        for run in self.runs:
+            for run_id in run.depends_on:
+                found.setdefault(run_id, set()).update(run.variants)
+        return found
+
+    @cached_property
     def _by_cell(self) -> dict[tuple[str, str], list[StudyRun]]:
         cells: dict[tuple[str, str], list[StudyRun]] = {}
         for run in sorted(self.runs, key=lambda run: (run.fold or 0, run.seed)):

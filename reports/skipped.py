@@ -30,11 +30,9 @@ def skipped_clips(runs: Iterable[StudyRun]) -> dict[str, list[str]]:
 
 def notes(study: Study, cells: Sequence[Cell]) -> list[str]:
     """A sentence for every corpus, number of clips and set of rows that miss them; none where nothing was left out."""
-    pretrained = {run.run_id: run for run in study.runs if run.stage == "pretrain"}
     rows: dict[tuple[str, int], list[str]] = {}
     for cell in cells:
-        before = dict.fromkeys(run_id for run in cell.wanted for run_id in run.depends_on)
-        earlier = [pretrained[run_id] for run_id in before if run_id in pretrained]
+        earlier = [study.by_id[run_id] for run_id in cell.before if run_id in study.by_id]
         for corpus, clips in skipped_clips([*cell.used, *earlier]).items():
             rows.setdefault((corpus, len(clips)), []).append(cell.variant)
     return [_sentence(words(corpus).title, count, names, len(cells)) for (corpus, count), names in rows.items()]

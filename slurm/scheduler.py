@@ -82,7 +82,7 @@ def max_array_size() -> int:
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """Cancel tasks, given as ARRAYID_TASK. Raises SilentSchedulerError."""
+    """Cancel tasks, given as ARRAYID_TASK, or whole arrays by their id. Raises SilentSchedulerError."""
     if job_ids:
         _call(["scancel", *job_ids])
 

@@ -28,7 +28,6 @@ from hicmae.record import RunRecord, write_json
 from hicmae.tracking import SyncReport, default_uri, is_up_to_date, sync
 from hicmae.tracking.content import Point, batches, key
 from hicmae.tracking.files import draw_confusion
-from hicmae.tracking.store import NoAnswerError
 from reports.analysis import analyse
 from reports.provenance import mlflow_links
 from reports.query import load_study
@@ -407,7 +406,7 @@ def test_server_that_is_of_no_use_costs_one_line_and_a_delay(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     said: list[str] = []
-    with server_that(how) as port, pytest.raises(NoAnswerError, match="nothing is lost") as error:
+    with server_that(how) as port, pytest.raises(HicmaeError, match="nothing is lost") as error:
         sync(study.root, f"http://127.0.0.1:{port}", say=said.append, patience_s=1.0)
     assert "\n" not in str(error.value) and re.search(reason, str(error.value))
     assert len(said) <= 1 and all("does not answer" in line and len(line) < 250 for line in said)

@@ -139,7 +139,7 @@ class Study:
         except KeyError:
             raise UsageError(f"{search.name}: was never begun in {folder.parent.parent}; `hicmae search run` begins it") from None
         known, form = study.user_attrs.get("identity", {}), search.form()
-        if any(known.get(key) != value for key, value in form.items()):
+        if any(known[key] != value for key, value in form.items() if key in known):  # older studies know less of themselves
             raise UsageError(
                 f"{search.name}: was launched with another {_first_difference({key: known.get(key) for key in form}, form)}; "
                 f"name the file as it was then, a copy is in {folder.parent.parent}/_code"

@@ -198,10 +198,10 @@ def _turn(search: Search, runs_root: Path, prints: Fingerprints, stopping: Calla
     )
 
     def turn() -> int:
-        finished = work(study, judge, stopping, (lambda: None) if is_quick else record)
-        if finished:
-            record()
-        return finished
+        try:
+            return work(study, judge, stopping, (lambda: None) if is_quick else record)
+        finally:
+            record()  # a stopped worker's trials too, and those of one that was killed before it could list its last
 
     return turn
 

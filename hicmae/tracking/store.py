@@ -58,10 +58,6 @@ class Known:
     is_old: bool = True  # not made by this call
 
 
-class NoAnswerError(HicmaeError):
-    """MLflow did not answer; nothing is lost."""
-
-
 class Store:
     """A tracking store. Errors that pass (server away, 5xx, database locked) are tried again for `patience_s` seconds."""
 
@@ -254,7 +250,7 @@ class Store:
             if not _passes(error):
                 raise
             reason = _first_line(error)
-            raise NoAnswerError(
+            raise HicmaeError(
                 f"MLflow at {self.uri} does not answer ({reason}); nothing is lost, `hicmae sync` goes on later"
             ) from None
 

@@ -18,6 +18,7 @@ import pytest
 
 from experiments.available import Fingerprints
 from experiments.cli import main
+from experiments.search.launch import counts
 from experiments.search.worker import STORAGE, Request, opened, requested
 
 DECLARATION = """
@@ -162,6 +163,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, signal_number: si
     assert command.returncode == 130 and "stopping: 2 workers" in told, told
     before = len([call for call in calls(tmp_path) if call["at"] == "end"])
     assert before < 6
+    assert counts(runs, ["square"]) == dict(Counter(trial["state"] for trial in trials(path, runs))), "what a receiver is told"
     subprocess.run(worker(path, runs), capture_output=True, check=True)
     assert {trial["state"] for trial in trials(path, runs)} == {"done"}
     ended = Counter(json.dumps(call["params"]) for call in calls(tmp_path) if call["at"] == "end")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from slurm_jobs import HERE, ODD
 
+from slurm import code
 from slurm.testbed.cluster import Cluster
 
 
@@ -27,3 +31,19 @@ def cluster(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.setenv(name, value)
     yield running_cluster
     running_cluster.clear()
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The code that jobs are executed from: the project's, with the obedient program in place of hicmae.run."""
+    kept = code.take(tmp_path_factory.mktemp("launch")).path
+    shutil.copy(HERE / "obedient_run.py", kept / "hicmae" / "run.py")
+    return kept
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A runs folder whose path is full of what a shell could stumble over."""
+    folder = tmp_path / ODD.replace("%", "") / "runs"
+    folder.mkdir(parents=True)
+    return folder

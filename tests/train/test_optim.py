@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,22 @@ def test_a_batch_that_does_not_divide_is_refused_with_its_numbers() -> None:
     assert local_batch(optim, 3) == 2
     with pytest.raises(UsageError, match=r"batch_size = 12 does not divide over 4 processes x 2 accumulation steps"):
         local_batch(optim, 4)
+
+
+def test_steps_do_without_torchs_compiler() -> None:
+    """Importing it would cost every run a second; a later torch that marks its methods in another way would bring it back."""
+    code = """
+import sys, torch
+from hicmae.config import OptimConfig
+from hicmae.train.optim import Group, adamw
+parameter = torch.nn.Parameter(torch.zeros(3))
+optimizer = adamw([Group(0.0, 1.0, ["x"], [parameter])], OptimConfig())
+for _ in range(2):
+    parameter.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False"]
