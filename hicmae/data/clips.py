@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,10 +110,15 @@ def open_frames(path: Path) -> FrameReader:
     return FrameFolder(path) if path.is_dir() else VideoFile(path)
 
 
-def all_frames(reader: FrameReader) -> Iterator[Frames]:
-    """Every frame once, in order, decoded in chunks."""
+def chunks(reader: FrameReader) -> Iterator[list[Frames]]:
+    """Every frame once, in order, so many as are decoded at once."""
     for start in range(0, len(reader), CHUNK_FRAMES):
-        yield from reader.read(range(start, min(start + CHUNK_FRAMES, len(reader))))
+        yield reader.read(range(start, min(start + CHUNK_FRAMES, len(reader))))
+
+
+def all_frames(reader: FrameReader) -> Iterator[Frames]:
+    """Every frame once, in order."""
+    return chain.from_iterable(chunks(reader))
 
 
 def read_sound(path: Path) -> Waveform:

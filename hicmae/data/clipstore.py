@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -23,7 +24,6 @@ import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from PIL import Image
 
 from hicmae.data import clips, location, manifest
 from hicmae.data.clips import Frames, Waveform
@@ -31,7 +31,7 @@ from hicmae.data.corpora import Corpus, Sample
 from hicmae.data.store import Pack, PackDamaged, Parts, pack_parts, write_pack
 from hicmae.errors import ClipError, HicmaeError
 
-FORMAT = 1
+FORMAT = 2
 JPEG_QUALITY = 90  # 4:2:0 as in the videos; mean error of 1.1 of 255 at 4.9 kB for 160x160
 SECOND = clips.SAMPLE_RATE_HZ
 PACK_CLIPS, PACKS_WANTED = 256, 32  # clips in a pack at most; packs of a small corpus, so that all cores can build
@@ -76,20 +76,33 @@ class Recipe:
     def _video(self, path: Path) -> bytes:
         reader = clips.open_frames(path)
         times = reader.times_s()
-        pictures = [to_jpeg(frame, self.image_px, self.crop) for frame in clips.all_frames(reader)]
+        pictures = [one for chunk in clips.chunks(reader) for one in to_jpegs(chunk, self.image_px, self.crop)]
         return pack_parts([b"" if times is None else times.astype("<f4").tobytes(), *pictures])
 
 
-def to_jpeg(frame: Frames, image_px: int, crop: Crop | None) -> bytes:
-    """A frame at the working size. The crop is that of 224x224 frames and touches no others."""
-    if crop and frame.shape[:2] == (224, 224):
-        top, bottom, left, right = crop
-        frame = frame[top:bottom, left:right]
-    if frame.shape[:2] != (image_px, image_px):
-        frame = np.asarray(Image.fromarray(frame).resize((image_px, image_px), Image.Resampling.BILINEAR))
-    blue_first = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    _, packed = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])  # Pillow's bytes in 3/5 of its time
-    return packed.tobytes()
+def to_jpegs(frames: Sequence[Frames], image_px: int, crop: Crop | None) -> Iterator[bytes]:
+    """Frames at the working size. The crop is that of 224x224 frames and touches no others."""
+    cut = (_cut(frame, crop) if crop and frame.shape[:2] == (224, 224) else frame for frame in frames)
+    for size, group in groupby(cut, key=lambda frame: frame.shape[:2]):
+        alike = list(group)
+        for frame in alike if size == (image_px, image_px) else resized(alike, image_px):
+            blue_first = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+            options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+            yield cv2.imencode(".jpg", blue_first, options)[1].tobytes()  # Pillow's bytes in 3/5 of its time
+
+
+def _cut(frame: Frames, crop: Crop) -> Frames:
+    top, bottom, left, right = crop
+    return frame[top:bottom, left:right]
+
+
+def resized(frames: Sequence[Frames], image_px: int) -> Frames:
+    """(n, px, px, 3), filtered as Pillow's bilinear does it, but for a level or two, in a fifth of its time."""
+    import torch
+
+    whole = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (n, H, W, 3) -> (n, 3, H, W)
+    small = torch.nn.functional.interpolate(whole, (image_px, image_px), mode="bilinear", antialias=True)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()  # (n, 3, px, px) -> (n, px, px, 3)
 
 
 def from_jpeg(packed: memoryview | bytes) -> Frames:
@@ -369,8 +382,9 @@ class DirectClips:
 
     def frames(self, number: int, indices: Sequence[int]) -> Frames:
         wanted = sorted(set(indices))
-        found = dict(zip(wanted, self._reader(number).read(wanted), strict=True))
-        return _repeated(indices, lambda index: from_jpeg(to_jpeg(found[index], self._image_px, self._crop)))
+        packed = to_jpegs(self._reader(number).read(wanted), self._image_px, self._crop)
+        found = dict(zip(wanted, packed, strict=True))
+        return _repeated(indices, lambda index: from_jpeg(found[index]))
 
     def sample_count(self, number: int) -> int:
         return len(self._sound(number))

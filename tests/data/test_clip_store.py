@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from media_files import grey_frames, tone, write_clip, write_table
+from numpy.typing import NDArray
 from PIL import Image
 
 from hicmae.data import clips, corpora
-from hicmae.data.clipstore import ClipStore, DirectClips, PackedFiles, Recipe, from_jpeg, to_jpeg
+from hicmae.data.clipstore import ClipStore, Crop, DirectClips, PackedFiles, Recipe, from_jpeg, resized, to_jpegs
 from hicmae.data.store import Pack, PackDamaged, Parts, pack_parts, write_pack
 from hicmae.errors import ClipError
 
@@ -49,12 +50,34 @@ def test_the_store_gives_what_decoding_gives(tmp_path: Path) -> None:
             assert np.array_equal(store.sound(number, span), direct.sound(number, span))
 
 
+def through_the_store(frame: NDArray[np.uint8], crop: Crop | None = None) -> NDArray[np.uint8]:
+    (packed,) = to_jpegs([frame], 160, crop)
+    return from_jpeg(packed)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (90, 300), (161, 159), (500, 320)])
+def test_frames_are_resized_as_pillow_does_it_but_for_rounding(size: tuple[int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, *size, 3), dtype=np.uint8)
+    expected = np.stack([Image.fromarray(frame).resize((160, 160), Image.Resampling.BILINEAR) for frame in frames])
+    difference = np.abs(resized(list(frames), 160).astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.5
+
+
+def test_a_folder_may_hold_pictures_of_several_sizes() -> None:
+    frames = [
+        np.full((*size, 3), 10 * size[1] % 256, np.uint8) for size in [(224, 224), (224, 224), (90, 300), (160, 160), (224, 224)]
+    ]
+    for frame, packed in zip(frames, to_jpegs(frames, 160, None), strict=True):
+        assert from_jpeg(packed).shape == (160, 160, 3)
+        assert np.abs(from_jpeg(packed).astype(int) - frame[0, 0]).max() <= 1
+
+
 def test_frames_are_close_to_the_pictures_that_went_in() -> None:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((200, 120), Image.Resampling.BICUBIC)
     expected = np.asarray(smooth.resize((160, 160), Image.Resampling.BILINEAR), dtype=int)
-    packed = to_jpeg(np.asarray(smooth), 160, None)
-    assert np.abs(from_jpeg(packed).astype(int) - expected).mean() < 3
+    assert np.abs(through_the_store(np.asarray(smooth)).astype(int) - expected).mean() < 3
 
 
 def test_frames_are_packed_as_pillow_would_pack_them() -> None:
@@ -63,15 +86,15 @@ def test_frames_are_packed_as_pillow_would_pack_them() -> None:
     expected = io.BytesIO()
     picture.save(expected, "JPEG", quality=90)
     expected.seek(0)
-    assert np.array_equal(from_jpeg(to_jpeg(np.asarray(picture), 160, None)), np.asarray(Image.open(expected)))
+    assert np.array_equal(through_the_store(np.asarray(picture)), np.asarray(Image.open(expected)))
 
 
 def test_the_crop_is_for_frames_of_224_pixels_only() -> None:
     frame = np.zeros((224, 224, 3), np.uint8)
     frame[:160, 32:192] = 200
-    assert from_jpeg(to_jpeg(frame, 160, (0, 160, 32, 192))).min() > 190
-    assert from_jpeg(to_jpeg(frame, 160, None)).min() < 10
-    assert from_jpeg(to_jpeg(frame[:200], 160, (0, 160, 32, 192))).min() < 10
+    assert through_the_store(frame, (0, 160, 32, 192)).min() > 190
+    assert through_the_store(frame).min() < 10
+    assert through_the_store(frame[:200], (0, 160, 32, 192)).min() < 10
 
 
 def test_a_second_run_decodes_nothing_and_the_sound_is_shared_by_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
