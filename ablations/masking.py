@@ -19,6 +19,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "time audio": {"audio_mask": "time"},
     "frequency audio": {"audio_mask": "frequency", "audio_mask_ratio": 0.75},
 }
+SMOKE = {"frequency audio": {"objective.audio_mask_ratio": 0.5}}  # of two rows of patches
 
 
 def study() -> Experiment:
@@ -40,4 +41,5 @@ def study() -> Experiment:
 def _variant(name: str, change: dict[str, object]) -> Variant:
     fields = {**DEFAULT, **change}
     columns = {field.replace("_mask_ratio", " ratio").replace("_", " "): value for field, value in fields.items()}
-    return Variant(name, {f"objective.{field}": value for field, value in fields.items()}, columns)
+    delta = {f"objective.{field}": value for field, value in fields.items()}
+    return Variant(name, delta, columns, smoke=delta | SMOKE.get(name, {}))

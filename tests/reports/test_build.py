@@ -373,7 +373,7 @@ def test_scaling_curves_are_drawn_over_parameters_epochs_and_numbers(tmp_path: P
         made[name] = [(series.quantity, [x for x, _ in points]) for series in found for points in series.lines.values()]
         assert all(draw_scaling(analysis.corpora[0], series).axes for series in found)
     assert made["scale"] == [("Parameters (million)", [20.5, 45.7, 80.8])]
-    assert made["epochs"] == [("Epochs of pre-training", [2.0, 4.0, 8.0])]
+    assert made["epochs"] == [("Epochs of pre-training", [2.0, 4.0, 6.0])]
     assert made["weights"] == [("weight", [0.001, 0.0025, 0.01])]
 
 
