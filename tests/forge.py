@@ -25,15 +25,9 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent
-# Set for a server and its processes: what a run needs of a user's environment and nothing more.
-KEPT = (
-    "HOME",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONPYCACHEPREFIX",
-    "LD_LIBRARY_PATH",
-    "COVERAGE_PROCESS_START",
-    "COVERAGE_PROCESS_CONFIG",
-)
+# For a server and its processes: what a run needs of a user's environment and nothing more, as it was before the first test.
+KEPT = ("HOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_CONFIG")
+KEPT_ENVIRONMENT = {name: os.environ[name] for name in KEPT if name in os.environ}
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,8 @@ class Server:
     """The tests' end of the server."""
 
     def __init__(self) -> None:
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-        environment |= {
+        environment = {
+            **KEPT_ENVIRONMENT,
             "OMP_NUM_THREADS": "1",
             "PATH": "/nowhere",
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS / "train")]),
