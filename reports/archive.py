@@ -33,14 +33,12 @@ from typing import IO, Any
 import hicmae
 from experiments import recorded_code, study_file
 from hicmae.errors import HicmaeError, UsageError
-from hicmae.provenance import ROOT, plain_name
-from hicmae.tracking.files import environment
-from reports import corpora
+from hicmae.provenance import ROOT
+from reports import corpora, environments
+from reports.environments import LOCK
 from reports.provenance import mlflow_links
 
-SUMS, ABOUT, LOCK, TABLES, RUNS = "SHA256SUMS", "EXPORT.json", "requirements.lock", "tables", "runs"
-ENVIRONMENTS = "environments"
-_SHOWN = 4  # packages in a note
+SUMS, ABOUT, TABLES, RUNS = "SHA256SUMS", "EXPORT.json", "tables", "runs"
 FORMAT = 1
 RECORD = ("config.json", "snapshot.json", "events.jsonl", "metrics.jsonl", "predictions.parquet", "result.json")
 REPEATS = f"{RUNS}/_reproduced/"  # made by `hicmae reproduce` in an unpacked folder; no part of the archive
@@ -156,56 +154,18 @@ def _contents(runs_root: Path, name: str, checkpoints: bool) -> tuple[dict[str, 
     tables, problems = _tables(runs_root, name)
     files |= tables
     notes += [f"exported without tables: {problem}" for problem in problems if not tables]
-    environments, differences = _environments(runs_root, ids)
-    files |= environments
-    notes += differences
     if (ROOT / LOCK).is_file():
         files[LOCK] = ROOT / LOCK
     else:
-        notes.append(f"{LOCK} is not beside this installation; the versions of the runs are in {ENVIRONMENTS}/")
+        notes.append(f"{LOCK} is not beside this installation; the versions of the runs are in {environments.FOLDER}/")
+    of_runs, differences = environments.of_runs(runs_root, ids, (ROOT / LOCK).read_text() if LOCK in files else "")
+    files |= of_runs
+    notes += differences
     about = {"format": FORMAT, "study": name, "title": study.get("title", ""), "hicmae": hicmae.__version__}
     files[ABOUT] = _json(
         {**about, "runs": len(ids), "done": len(done), "without_code": sorted(without), "checkpoints": checkpoints}
     )
     return files, notes
-
-
-def _environments(runs_root: Path, ids: list[str]) -> tuple[dict[str, Contents], list[str]]:
-    """The packages of the runs, a file for each environment among them; and how these differ from the exporter's lock file."""
-    by_text: dict[str, list[str]] = {}
-    for run in ids:
-        snapshot = recorded_code.snapshot(runs_root / run)
-        if (snapshot.get("environment") or {}).get("packages"):
-            by_text.setdefault(environment(snapshot), []).append(run)
-    files: dict[str, Contents] = {}
-    notes = (
-        []
-        if len(by_text) < 2
-        else [f"the runs had {len(by_text)} different environments; {ENVIRONMENTS}/ has each with its runs"]
-    )
-    locked = locked_versions((ROOT / LOCK).read_text()) if (ROOT / LOCK).is_file() else {}
-    for text, runs in by_text.items():
-        name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        files[f"{ENVIRONMENTS}/{name}.txt"] = f"{text}# runs: {' '.join(sorted(runs))}\n".encode()
-        other = _other_versions(text, locked)
-        if other:
-            shown = "; ".join(other[:_SHOWN]) + (f"; and {len(other) - _SHOWN} more" if len(other) > _SHOWN else "")
-            notes.append(f"{LOCK} is the exporter's, {ENVIRONMENTS}/{name}.txt that of {len(runs)} runs; they differ: {shown}")
-    return files, notes
-
-
-def locked_versions(text: str) -> dict[str, str]:
-    """package -> version, of a lock file."""
-    return {plain_name(name): version for name, version in re.findall(r"(?m)^([\w.-]+)(?:\[[^]]*\])?==([^\s;\\]+)", text)}
-
-
-def _other_versions(packages: str, locked: Mapping[str, str]) -> list[str]:
-    then = locked_versions(packages)
-    return [
-        f"{name} {then[name]} in the runs, {locked[name]} in the lock file"
-        for name in then
-        if locked.get(name, then[name]) != then[name]
-    ]
 
 
 def _code(folders: list[Path]) -> dict[str, Contents]:

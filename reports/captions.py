@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from reports import skipped, stats, trials
@@ -80,6 +81,9 @@ def _baseline_notes(baseline: str, group: list[CorpusAnalysis]) -> list[str]:
     if any(corpus.folds == 1 for corpus in compared):
         ways.append("on one test list the difference with its bootstrap interval, tested with the exact McNemar test")
     lines = [f"To baseline: difference to {baseline!r}, {'; '.join(ways)}; * has p < {stats.ALPHA:g} after Holm's correction."]
+    differences = [c.difference for corpus in compared for c in corpus.comparisons.values()]
+    if any(found.folds > 1 and math.isnan(found.low) for found in differences):
+        lines.append("A difference without interval is the same in every fold, which leaves nothing to test it with.")
     if any(corpus.verdict for corpus in group):
         lines.append("Where no difference to the baseline can be shown, rows are not ranked and the line below them says so.")
     return lines

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord, write_json
-from reports import archive
+from reports import archive, environments
 from reports.build import build_report
 
 pytestmark = pytest.mark.xdist_group("archive")  # its fixtures are made once
@@ -100,7 +100,7 @@ def test_it_holds_the_records_of_every_run_and_no_checkpoints(study: StudyOnDisk
 def test_the_environments_of_the_runs_are_in_it_and_what_differs_from_the_lock_file_is_said(
     study: StudyOnDisk, made: Path, folder: Path, tmp_path: Path
 ) -> None:
-    [file] = (folder / archive.ENVIRONMENTS).iterdir()
+    [file] = (folder / environments.FOLDER).iterdir()
     head, torch, runs = file.read_text().splitlines()
     started = sorted(run for run in study.runs if (study.root / run / "snapshot.json").exists())
     assert (head, torch, runs) == ("# Python 3.11.7 on ?", "torch==2.11.0", f"# runs: {' '.join(started)}")
@@ -111,9 +111,31 @@ def test_the_environments_of_the_runs_are_in_it_and_what_differs_from_the_lock_f
         root / started[0] / "snapshot.json", {**snapshot, "environment": {"python": "3.9.1", "packages": {"Torch": "1.13"}}}
     )
     notes = archive.export(root, NAME, tmp_path / "a.zip").notes
-    locked = archive.locked_versions((CHECKOUT / "requirements.lock").read_text())["torch"]
+    locked = environments.pinned((CHECKOUT / "requirements.lock").read_text(), "3.9.1")["torch"]
     assert any("the runs had 2 different environments" in note for note in notes)
     assert any(f"that of 1 runs; they differ: torch 1.13 in the runs, {locked} in the lock file" in note for note in notes)
+
+
+def test_the_lock_file_has_other_versions_for_other_pythons() -> None:
+    """As pip reads it: a run under Python 3.11 differs from its lines for 3.11 alone."""
+    lock = """
+numpy==2.2.6 ; python_full_version < '3.11' \\
+    --hash=sha256:00
+numpy==2.4.6 ; python_full_version == '3.11.*' \\
+    --hash=sha256:01
+numpy==2.5.5 ; python_full_version >= '3.12' \\
+    --hash=sha256:02
+Typing_Extensions==4.1 \\
+    --hash=sha256:03
+winreg==1 ; sys_platform == 'win32'
+"""
+    found = {python: environments.pinned(lock, python) for python in ("3.10.13", "3.11.2", "3.13.0")}
+    assert {python: versions["numpy"] for python, versions in found.items()} == {
+        "3.10.13": "2.2.6",
+        "3.11.2": "2.4.6",
+        "3.13.0": "2.5.5",
+    }
+    assert all(versions["typing-extensions"] == "4.1" and "winreg" not in versions for versions in found.values())
 
 
 def test_checkpoints_come_along_when_asked_for(study: StudyOnDisk, tmp_path: Path) -> None:

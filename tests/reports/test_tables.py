@@ -444,3 +444,16 @@ def test_tasks_are_averaged_before_they_count(tmp_path: Path) -> None:
 
 def test_study_file_holds_all_that_the_table_needs(study: StudyOnDisk) -> None:
     assert set(json.loads(study.study_file.read_text())) >= {"experiment", "title", "table", "variants", "runs", "command"}
+
+
+def test_a_difference_that_is_the_same_in_every_fold_has_no_interval_and_the_caption_says_why(tmp_path: Path) -> None:
+    variants = [VariantOnDisk("none", 0.0), VariantOnDisk("all", 1.0, delta={"head.feature_fusion": "last"})]
+    study = StudyOnDisk(tmp_path / "runs", "sure", variants, {"synthetic": CorpusOnDisk(folds=2)}, table={"baseline": "none"})
+    table = only_table(analysed(study.write(), 20))
+    assert field_of(table, "all", "baseline.UAR").value == 100
+    assert field_of(table, "all", "baseline.UAR").low is None or np.isnan(field_of(table, "all", "baseline.UAR").low)
+    assert any("the same in every fold" in note for note in table.notes)
+
+
+def test_where_differences_have_intervals_nothing_is_said_of_missing_ones(analysis: Analysis) -> None:
+    assert not any("same in every fold" in note for note in only_table(analysis).notes)
