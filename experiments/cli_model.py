@@ -132,9 +132,14 @@ def _summary_table(rows: list[tuple[str, Summary]]) -> Table:
         for part in both[0].parameters:
             table.add_row(f"  {part}", *(f"{row.parameters.get(part, 0):,}" for row in both))
         table.add_row("  all parameters", *(f"[bold]{row.total:,}[/]" for row in both))
-        table.add_row("  GFLOP of a clip, forward", *(f"{row.forward_flops / 1e9:.1f}" for row in both))
-        table.add_row("  and with backward", *(f"{row.step_flops / 1e9:.1f}" for row in both))
+        table.add_row("  GFLOP of a clip, forward", *(_giga(row.forward_flops) for row in both))
+        table.add_row("  and with backward", *(_giga(row.step_flops) for row in both))
     return table
+
+
+def _giga(flops: float) -> str:
+    """Billions; two digits of less than one."""
+    return f"{flops / 1e9:.1f}" if flops >= 1e9 else f"{flops / 1e9:.2g}"
 
 
 def predict(
