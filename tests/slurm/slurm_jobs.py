@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hicmae import presets
 from hicmae.config import FinetuneConfig, InitialWeights, PretrainConfig, change, run_id
 from hicmae.record import RunRecord
@@ -23,6 +25,12 @@ from slurm.profiles import Profile
 from slurm.state import RunState, read_states
 
 HERE = Path(__file__).parent
+ON_SLURM = [  # of pytest: one SLURM for all the tests that submit such jobs
+    pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.usefixtures("cluster"),
+]
 ODD = "a 'b' \"c\" $(touch hacked); `touch hacked` & %j #"
 
 

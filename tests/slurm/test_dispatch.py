@@ -17,6 +17,7 @@ from rich.console import Console
 from slurm_jobs import (
     HERE,
     ODD,
+    ON_SLURM,
     count,
     held,
     job,
@@ -39,12 +40,7 @@ from slurm import arrays, dispatch, profiles
 from slurm.dispatch import Target
 from slurm.testbed.cluster import MAX_ARRAY_SIZE
 
-pytestmark = [
-    pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.usefixtures("cluster"),
-]
+pytestmark = ON_SLURM
 PROFILE = """
 [lab]
 partition = "normal"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from slurm_jobs import (
+    ON_SLURM,
     count,
     fake,
     job,
@@ -35,12 +36,7 @@ from slurm import arrays, dispatch, state
 from slurm.state import read_states
 from slurm.testbed.cluster import Cluster
 
-pytestmark = [
-    pytest.mark.system("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd"),
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.usefixtures("cluster"),
-]
+pytestmark = ON_SLURM
 
 
 def test_two_launchers_at_once_submit_every_run_once(root: Path, program: Path) -> None:
