@@ -80,6 +80,12 @@ class Cluster:
         self._run(["slurmctld"])
         self._wait_for("all nodes", lambda: self.resume_nodes() and self.is_up(), "log/slurmctld.log")
 
+    def wait_until_saved(self, job: str) -> None:
+        """Until the controller has saved what it knows of a job, some seconds after a change; a crash forgets the rest."""
+        self._ask("scontrol", "update", f"JobId={job}", "Comment=changed")
+        changed, saved = time.time(), self.state / "spool" / "ctld" / "job_state"
+        self._wait_for("a save", lambda: saved.stat().st_mtime > changed, "log/slurmctld.log")
+
     def resume_nodes(self) -> bool:
         """Put drained nodes back, as an administrator does; False while the controller does not answer.
 

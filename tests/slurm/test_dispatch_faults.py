@@ -185,9 +185,9 @@ def test_a_lost_node_costs_an_attempt_not_the_run(root: Path, program: Path, clu
 def test_a_restarted_controller_changes_nothing(root: Path, program: Path, cluster: Cluster) -> None:
     first = job(root, 0, pause_s=0.5, steps=30)
     second = job(root, 1, first)
-    dispatch.submit(root, [first, second], target(program))
+    report = dispatch.submit(root, [first, second], target(program))
     wait(root, [first], lambda _: count(first, "checkpoint") >= 1)
-    time.sleep(8)  # the controller saves its state every few seconds
+    cluster.wait_until_saved(str(report.arrays[0].job_id))
     cluster.kill_controller()
     assert set(states(root, [second])) <= {"unknown"}
     cluster.start_controller()

@@ -75,13 +75,7 @@ def test_an_array_index_beyond_the_limit_is_refused(cluster: Cluster, tmp_path: 
 def test_jobs_outlive_a_killed_controller(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(tmp_path, "sleep 20; echo survived")
     wait_for_state(job, "RUNNING")
-    output(
-        "scontrol", "update", f"JobId={job}", "Comment=known to run"
-    )  # a change: the controller saves its jobs some seconds later
-    changed, saved = time.time(), cluster.state / "spool" / "ctld" / "job_state"
-    while saved.stat().st_mtime <= changed:  # a job that was not saved would be forgotten
-        assert time.time() < changed + 60, "the controller does not save its jobs"
-        time.sleep(0.2)
+    cluster.wait_until_saved(job)
     cluster.restart_controller()
     wait_for_state(job, "COMPLETED")
     assert (tmp_path / f"{job}.out").read_text() == "survived\n"
