@@ -50,7 +50,7 @@ def _shared(analysis: Analysis, cell: Cell) -> dict[str, Any]:
 
 
 def _cell(analysis: Analysis, corpus: CorpusAnalysis, cell: Cell, pages: Mapping[str, str]) -> dict[str, Any]:
-    earlier = [analysis.study.by_id[run_id] for run_id in cell.before if run_id in analysis.study.by_id]
+    earlier = analysis.study.found(cell.before)
     return {
         "variant": cell.variant,
         "corpus": cell.corpus,

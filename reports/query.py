@@ -68,9 +68,12 @@ class Study:
         """The fine-tuning runs that a cell wants, usable or not, by fold and seed."""
         return list(self._by_cell.get((variant, corpus), ()))
 
+    def found(self, run_ids: Iterable[str]) -> list[StudyRun]:
+        """The runs of these ids, as far as the study has them."""
+        return [self._by_id[run_id] for run_id in run_ids if run_id in self._by_id]
+
     @cached_property
-    def by_id(self) -> dict[str, StudyRun]:
-        """run id -> run, in the order of the runs."""
+    def _by_id(self) -> dict[str, StudyRun]:
         return {run.run_id: run for run in self.runs}
 
     @cached_property

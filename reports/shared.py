@@ -32,6 +32,6 @@ class Shared:
 def shared_pretraining(study: Study, cells: Sequence[Cell]) -> Shared:
     """What the pre-trainings that the cells' runs start from took, each counted once."""
     wanted = dict.fromkeys(run_id for cell in cells for run_id in cell.before)
-    results = [run.result for run_id in wanted if (run := study.by_id.get(run_id)) and run.result]
+    results = [run.result for run in study.found(wanted) if run.result]
     hours = [sum(float(result.get(key) or 0.0) for result in results) for key in ("gpu_hours", "cpu_hours")]
     return Shared(len(results), len(wanted), *hours)

@@ -32,8 +32,7 @@ def notes(study: Study, cells: Sequence[Cell]) -> list[str]:
     """A sentence for every corpus, number of clips and set of rows that miss them; none where nothing was left out."""
     rows: dict[tuple[str, int], list[str]] = {}
     for cell in cells:
-        earlier = [study.by_id[run_id] for run_id in cell.before if run_id in study.by_id]
-        for corpus, clips in skipped_clips([*cell.used, *earlier]).items():
+        for corpus, clips in skipped_clips([*cell.used, *study.found(cell.before)]).items():
             rows.setdefault((corpus, len(clips)), []).append(cell.variant)
     return [_sentence(words(corpus).title, count, names, len(cells)) for (corpus, count), names in rows.items()]
 

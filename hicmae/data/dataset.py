@@ -9,6 +9,7 @@ Legend: T frames, H height, W width, F feature frames, M mel bins, N tokens.
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ class Memory:
         return torch.from_numpy(lent)
 
 
-class Clips:
+class Clips(ABC):
     """What pre-training and fine-tuning share: plans, frames and sound of a sample."""
 
     def __init__(
@@ -114,13 +115,13 @@ class Clips:
         """Whether examples have frames."""
         return True
 
+    @abstractmethod
     def _heard(self, draw: Draw) -> tuple[Example, Plan]:
         """Everything but the frames, and which frames these are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _seen(self, draw: Draw, plan: Plan) -> tuple[Frames, Ending]:
         """The frames (T, H, W, 3) at the size of the input, and what is left to do to them."""
-        raise NotImplementedError
 
     def frame_count(self, draw: Draw, video: bool) -> int:
         """Frames of the clip; without pictures, what its sound would fill at the corpus' frame rate."""
