@@ -1,4 +1,4 @@
-"""`hicmae launch`: the options of a launch, as a command; what it does is in experiments/launch.py."""
+"""`hicmae launch`: the options of a launch, as a command; what it does is in experiments/launcher.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments import execution, experiment, launch, render
+from experiments import execution, experiment, launcher, render
 from experiments import notify as notifying
 from experiments.cli_report import after_launch
 from experiments.cli_runs import NOTIFY, RUNS
@@ -87,7 +87,7 @@ def launch_command(
         return _list(console, as_json)
     _check(name, cluster, max_parallel)
     _pass_on(on_error)
-    request = launch.Request(
+    request = launcher.Request(
         name=name,
         runs_root=runs or runs_root(),
         smoke=smoke,
@@ -108,10 +108,10 @@ def launch_command(
     if definition.is_search(name) and not use_best:
         _check_search(request, dry_run, as_json)
         raise typer.Exit(_search(request, console, cluster, dry_run))
-    study = launch.requested(request, _best(request) if use_best else None)
+    study = launcher.requested(request, _best(request) if use_best else None)
     if dry_run or as_json:
         return _show(console, request, study, as_json)
-    exit_code = launch.launch(request, study, console)
+    exit_code = launcher.launch(request, study, console)
     if cluster == "local" or wait:
         after_launch(request.runs_root, [study.name], exit_code)
     raise typer.Exit(exit_code)
@@ -147,7 +147,7 @@ def _command() -> tuple[str, ...]:
     return ("python", "experiments/launch.py", *words) if as_script else ("hicmae", *words)
 
 
-def _check_search(request: launch.Request, dry_run: bool, as_json: bool) -> None:
+def _check_search(request: launcher.Request, dry_run: bool, as_json: bool) -> None:
     """Refuse the options of a launch that a search has no use for."""
     status = f"hicmae search status {request.name} --json"
     useless = {
@@ -165,7 +165,7 @@ def _check_search(request: launch.Request, dry_run: bool, as_json: bool) -> None
         raise UsageError("--notify (or HICMAE_NOTIFY) needs --wait here: nobody is there to tell when a search on slurm ends")
 
 
-def _search(request: launch.Request, console: Console, cluster: str, dry_run: bool) -> int:
+def _search(request: launcher.Request, console: Console, cluster: str, dry_run: bool) -> int:
     from experiments.search import launch as search_launch
 
     how = search_launch.How(
@@ -199,7 +199,7 @@ def _folds(filters: Sequence[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _best(request: launch.Request) -> experiment.Experiment:
+def _best(request: launcher.Request) -> experiment.Experiment:
     from experiments.search import launch as search_launch
 
     if not definition.is_search(request.name):
@@ -210,12 +210,12 @@ def _best(request: launch.Request) -> experiment.Experiment:
     return search_launch.best_of(_search_request(request))
 
 
-def _search_request(request: launch.Request) -> SearchRequest:
+def _search_request(request: launcher.Request) -> SearchRequest:
     return SearchRequest(request.name, request.runs_root, request.smoke)
 
 
-def _show(console: Console, request: launch.Request, study: experiment.Experiment, as_json: bool) -> None:
-    plan, _ = launch.plan_for(request, study)
+def _show(console: Console, request: launcher.Request, study: experiment.Experiment, as_json: bool) -> None:
+    plan, _ = launcher.plan_for(request, study)
     if as_json:
         typer.echo(json.dumps(plan.to_json(), indent=1))
     else:

@@ -41,7 +41,7 @@ ONLY_IN = {
 }
 LIGHT = (
     "experiments.cli",
-    "experiments.launch",
+    "experiments.launcher",
     "experiments.plan",
     "slurm.local",
     "slurm.state",

@@ -18,7 +18,7 @@ import pytest
 from forge import forge
 from typer.testing import CliRunner
 
-from experiments import comparison, experiment, launch, recorded_code, repeats, study_file
+from experiments import comparison, experiment, launcher, recorded_code, repeats, study_file
 from experiments.cli import app
 from experiments.comparison import DIFFERENT, IDENTICAL, WITHIN, Spread, compare, spreads_of
 from hicmae import provenance
@@ -450,9 +450,9 @@ def test_a_pre_training_is_judged_by_its_loss(place: Place) -> None:
 
 
 def test_a_deterministic_launch_changes_every_run_and_only_that(tmp_path: Path) -> None:
-    request = launch.Request("ablation_hierarchical", tmp_path, smoke=True)
-    plain = launch.requested(request).runs(lambda name: "f")
-    exact = launch.requested(replace(request, deterministic=True)).runs(lambda name: "f")
+    request = launcher.Request("ablation_hierarchical", tmp_path, smoke=True)
+    plain = launcher.requested(request).runs(lambda name: "f")
+    exact = launcher.requested(replace(request, deterministic=True)).runs(lambda name: "f")
     assert len(plain) == len(exact) and not {run.run_id for run in plain} & {run.run_id for run in exact}
     for one, other in zip(plain, exact, strict=True):
         changes = {"engine.deterministic": True}
@@ -471,9 +471,9 @@ def test_a_variant_may_stay_out_of_it() -> None:
 
 def test_the_study_keeps_the_command_that_was_used(tmp_path: Path) -> None:
     command = ("python", "experiments/launch.py", "ablation_fusion", "--smoke", "--deterministic")
-    request = launch.Request("ablation_fusion", tmp_path, smoke=True, deterministic=True, command=command)
-    plan, prints = launch.plan_for(request, launch.requested(request))
-    launch.record_study(request, plan, prints, {})
+    request = launcher.Request("ablation_fusion", tmp_path, smoke=True, deterministic=True, command=command)
+    plan, prints = launcher.plan_for(request, launcher.requested(request))
+    launcher.record_study(request, plan, prints, {})
     assert study_file.read(tmp_path, "ablation_fusion_smoke")["command"] == " ".join(command)
 
 

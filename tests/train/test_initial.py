@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.experiment import Experiment, Variant
-from experiments.launch import Request, plan_for
+from experiments.launcher import Request, plan_for
 from hicmae import presets
 from hicmae.config import FinetuneConfig, InitialWeights, change
 from hicmae.errors import ConfigError
