@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments import bench_store
+from experiments import bench_store, outputs
 from hicmae.config import AugmentConfig, FinetuneConfig, PretrainConfig
 from hicmae.record import write_json
 
@@ -45,10 +45,10 @@ class Case:
 
 def bench_data(
     corpus: Annotated[str, typer.Argument(help="A name that `hicmae data list` shows, or folder:PATH and so on.")] = "synthetic",
-    px: Annotated[int, typer.Option(help="Width and height of the frames.")] = 160,
-    seconds: Annotated[float, typer.Option(help="Time for each case.")] = 4.0,
-    clips: Annotated[int, typer.Option(help="Clips of the store whose opening is timed; 0: none.")] = bench_store.CLIPS,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-data.json"),
+    px: Annotated[int, typer.Option(help="Width and height of the frames.", min=16)] = 160,
+    seconds: Annotated[float, typer.Option(help="Time for each case.", min=0.01)] = 4.0,
+    clips: Annotated[int, typer.Option(help="Clips of the store whose opening is timed; 0: none.", min=0)] = bench_store.CLIPS,
+    output: Annotated[Path, outputs.JSON_FILE] = Path("bench-data.json"),
 ) -> None:
     """Samples per second of one core: from the store, from the files, and the parts of the work side by side."""
     console = Console()

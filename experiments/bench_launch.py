@@ -31,7 +31,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import study_file
+from experiments import outputs, study_file
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.record import RunRecord, write_json
 from slurm import code
@@ -62,7 +62,7 @@ def bench_launch(
     runs: Annotated[int, typer.Option(help="How many, a multiple of four.", min=2 * PRETRAININGS)] = 1000,
     seed: Annotated[int, typer.Option(help="Of the kills.")] = 0,
     limit_min: Annotated[float, typer.Option(help="After so many minutes what is not done counts as lost.")] = 60.0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-launch.json"),
+    output: Annotated[Path, outputs.JSON_FILE] = Path("bench-launch.json"),
     keep: Annotated[Path | None, typer.Option(help="Work in this folder and keep it.", show_default="a temporary one")] = None,
 ) -> None:
     """Launch many tiny runs on a real SLURM, kill launcher and controller at random, and count what was lost or done twice."""

@@ -78,8 +78,9 @@ def settings_for(
         for name in names:
             if name not in valid:
                 raise_unknown(kind, name, valid)
-    if batches and min(batches) < 2:
-        raise UsageError("batch: contrast needs at least 2 clips")
+    least = 2 if "pretrain" in stages else 1  # contrast compares clips
+    if batches and min(batches) < least:
+        raise UsageError(f"batch {min(batches)}: must be at least {least}")
     own_batch = {"pretrain": 160, "finetune": 56} if cuda else {"pretrain": 4, "finetune": 2}
     modes = (compiled,) if compiled is not None else ((False, True) if cuda else (False,))
     cases = [

@@ -28,6 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments import outputs
 from hicmae.config import RUN_ID_LENGTH, to_dict
 from hicmae.record import write_json
 
@@ -54,7 +55,7 @@ class Size:
 def bench_report(
     runs: Annotated[int, typer.Option(help="Recorded runs; rounded up to a multiple of 500.", min=1)] = 5000,
     samples: Annotated[int, typer.Option(help="Test samples of a run.", min=10)] = 40,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-report.json"),
+    output: Annotated[Path, outputs.JSON_FILE] = Path("bench-report.json"),
 ) -> None:
     """Seconds to read recorded runs for a report and to compute it, without and with what an earlier report kept."""
     result = measure(Size(seeds=-(-runs // Size(seeds=1).runs), samples=samples))

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from experiments import outputs
 from hicmae import presets
 from hicmae.config import FinetuneConfig, change, run_id
 from hicmae.errors import HicmaeError
@@ -39,7 +40,7 @@ Show = Callable[[int, int, str], None]
 def bench_tracking(
     runs: Annotated[int, typer.Option(help="Synthetic run records.", min=1)] = 1000,
     sample: Annotated[int, typer.Option(help="Runs sent with one call for each value.", min=1)] = 20,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-tracking.json"),
+    output: Annotated[Path, outputs.JSON_FILE] = Path("bench-tracking.json"),
 ) -> None:
     """Milliseconds a run into MLflow on SQLite, beside one client call for each value."""
     console = Console()

@@ -65,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output left: nothing to say
         code = 0
+    except OSError as error:  # a full disk, a folder that may not be written: the machine's state, so a line says it all
+        code = _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except UnicodeEncodeError as error:
+        code = _complain(f"{error.object[:200]!a}: a name that is not UTF-8; rename the file", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

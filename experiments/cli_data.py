@@ -1,7 +1,7 @@
 """`hicmae data`: the corpora on this machine, from what is known to what is wrong with them.
 
     hicmae data list
-    hicmae data check crema_d --frames
+    hicmae data check crema_d
 
 Nothing here imports torch before a command runs.
 """
@@ -9,6 +9,7 @@ Nothing here imports torch before a command runs.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import statistics
 from collections import Counter
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from experiments.cli_prepare import prepare_command
 from experiments.cli_synthetic import generate_command
+from experiments.outputs import writable_file
 from hicmae.errors import HicmaeError, UsageError, raise_unknown
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ def list_command(as_json: JSON = False) -> None:
     console.print(table)
     console.print(f"Places: $HICMAE_DATA/<corpus>, or lines in {location.config_file()}.", soft_wrap=True, highlight=False)
     console.print("Your own data: list:PATH (the authors' lists), folder:PATH (folders named by class), csv:PATH.")
+    console.print("\nWhere their licences are, and where they are asked for:")
+    pages = {row["licence"]: row["name"] for row in reversed(rows) if row["licence"]}  # the first name of those that share one
+    for page, name in reversed(pages.items()):
+        console.print(f"  {name:<12}{page}", soft_wrap=True, highlight=False)
 
 
 def _known(corpus: Corpus, root: Path | None) -> dict[str, Any]:
@@ -91,14 +97,14 @@ def _known(corpus: Corpus, root: Path | None) -> dict[str, Any]:
 
 def check_command(
     corpus: CORPUS,
-    frames: Annotated[bool, typer.Option("--frames", help="Decode every frame and every sound; else headers only.")] = False,
+    headers: Annotated[bool, typer.Option("--headers", help="A quick look: open files, but decode nothing.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV of the problems.", show_default="CORPUS-problems.csv")
     ] = None,
     modality: Annotated[str, typer.Option(help="Which streams have to be there: AV, A or V.")] = "AV",
     as_json: JSON = False,
 ) -> None:
-    """Every file opens, labels and folds are as published; exit 1 when something is wrong.
+    """Every file decodes, labels and folds are as published; exit 1 when something is wrong.
 
     Streams that a corpus as distributed does not have for a clip are counted and are no problem. Neither are counts other than
     the published ones, which are named, and files of the same content, of which it warns.
@@ -107,10 +113,12 @@ def check_command(
 
     if modality not in MODALITIES:
         raise_unknown("modality", modality, MODALITIES)
+    if output:
+        writable_file(output)
     found = corpora.get(corpus)
     samples = found.samples(location.corpus_root(corpus))
     streams = manifest.Streams()
-    problems = [*_check_files(samples, frames, modality, streams), *_check_groups(found, samples)]
+    problems = [*_check_files(samples, not headers, modality, streams), *_check_groups(found, samples)]
     broken = {problem.path for problem in problems}
     same = manifest.duplicates(path for path in manifest.media_paths(samples) if str(path) not in broken)
     facts = {**_facts(found, samples), **_stream_facts(streams), "same_content": [list(map(str, paths)) for paths in same]}
@@ -135,7 +143,7 @@ def _check_files(samples: Sequence[Sample], frames: bool, modality: str, streams
         seen: dict[Path, Probe] = {}
         return problem_of(sample, "".join(stream for stream in there if stream in modality), frames, seen), seen
 
-    with _progress("opening clips") as advance, ThreadPoolExecutor(cores()) as pool:
+    with _progress("decoding clips" if frames else "opening clips") as advance, ThreadPoolExecutor(cores()) as pool:
         for done, (sample, (problem, seen)) in enumerate(zip(samples, pool.map(look, samples), strict=True), start=1):
             advance(done, len(samples))
             streams.add(sample, seen)
@@ -188,7 +196,8 @@ def _stream_facts(streams: Streams) -> dict[str, Any]:
 def _show_check(corpus: Corpus, facts: dict[str, Any], problems: Sequence[Problem]) -> None:
     table = Table("", "here", "published", title=corpus.title, box=box.SIMPLE_HEAD)
     table.add_row("clips", str(facts["samples"]), _published(facts["published_samples"]))
-    table.add_row(f"{corpus.group_word}s", str(facts["groups"]), _published(facts["published_groups"]))
+    if corpus.group_word != "clip":
+        table.add_row(f"{corpus.group_word}s", str(facts["groups"]), _published(facts["published_groups"]))
     for stream in ("video", "sound"):
         if facts[f"without_{stream}"]:
             table.add_row(f"clips without {stream}", str(facts[f"without_{stream}"]), "")
@@ -269,6 +278,8 @@ def export_command(
 
     if format_ not in FORMATS:
         raise_unknown("format", format_, FORMATS)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file; --out names the folder of the lists")
     found = corpora.get(corpus)
     samples = found.samples(location.corpus_root(corpus))
     written = _export_lists(found, samples, out) if format_ == "list" else [_export_table(found, samples, out)]
@@ -284,23 +295,28 @@ def _export_lists(corpus: Corpus, samples: Sequence[Sample], out: Path) -> list[
             folder = out / f"split{fold:02d}"
             parts[folder / "train.csv"] = [sample for sample in samples if fold not in sample.test_folds]
             parts[folder / "test.csv"] = [sample for sample in samples if fold in sample.test_folds]
-    for path, chosen in parts.items():
+    texts = {path: _text([_line(sample) for sample in chosen], delimiter=" ") for path, chosen in parts.items()}
+    for path, text in texts.items():  # nothing is written before all is known to be writable
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{_line(sample)}\n" for sample in chosen), encoding="utf-8")
+        path.write_bytes(text)
     return list(parts)
 
 
-def _line(sample: Sample) -> str:
-    """A line of the authors' lists; names with spaces in double quotes."""
+def _text(rows: Iterable[Sequence[object]], delimiter: str = ",") -> bytes:
+    """Rows as CSV in UTF-8; what holds the delimiter or quotes stands in double quotes."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _line(sample: Sample) -> list[str]:
+    """A line of the authors' lists: a video, its sound and the answer; for pre-training a 0 where the sound is in the video."""
     if sample.video is None or sample.audio is None:
         raise UsageError(f"{sample.sample_id}: the list format needs a video and a sound file; use --format csv")
-    answer = _answer(sample) or ["0"]
-    paths = [sample.video] if not _answer(sample) else [sample.video, sample.audio]
-    return " ".join([*(_quoted(str(path.absolute())) for path in paths), *answer])
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if " " in text else text
+    video, sound = str(sample.video.absolute()), str(sample.audio.absolute())
+    if not (answer := _answer(sample)) and sound == video:
+        return [video, "0"]
+    return [video, sound, *answer]
 
 
 def _answer(sample: Sample) -> list[str]:
@@ -310,17 +326,17 @@ def _answer(sample: Sample) -> list[str]:
 
 
 def _export_table(corpus: Corpus, samples: Iterable[Sample], out: Path) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "clips.csv"
     answers = [f"target_{name}" for name in corpus.targets] or (["label", "class"] if corpus.classes else [])
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample_id", "video", "audio", *answers, "group", "fold", "task_id"])
-        for sample in samples:
-            media = ["" if item is None else item.absolute() for item in (sample.video, sample.audio)]
-            answer = _answer(sample) if sample.label is None else [sample.label, corpus.classes[sample.label]]
-            folds = " ".join(map(str, sample.test_folds))
-            writer.writerow([sample.sample_id, *media, *answer, sample.group, folds, sample.task_id or ""])
+    rows: list[Sequence[object]] = [["sample_id", "video", "audio", *answers, "group", "fold", "task_id"]]
+    for sample in samples:
+        media = ["" if item is None else item.absolute() for item in (sample.video, sample.audio)]
+        answer = _answer(sample) if sample.label is None else [sample.label, corpus.classes[sample.label]]
+        folds = " ".join(map(str, sample.test_folds))
+        rows.append([sample.sample_id, *media, *answer, sample.group, folds, sample.task_id or ""])
+    text = _text(rows)
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text)
     return path
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from experiments import outputs
 from experiments.bench_data import bench_data
 from experiments.bench_launch import bench_launch
 from experiments.bench_report import bench_report
@@ -39,10 +42,12 @@ MODEL = Annotated[
     str, typer.Option("--model", "-m", help="A run directory or id, a checkpoint file, or a size.", show_default=False)
 ]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+FEATURES = Annotated[Path, typer.Option("--output", "-o", help="A .npz, .csv or .parquet file.", show_default=False)]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FEATURE_FILES = (".npz", ".csv", ".parquet")
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 METHODS = ("pca", "tsne")
+LARGEST_SEED = 2**32 - 1  # scikit-learn's limit
 
 
 def register(app: typer.Typer) -> None:
@@ -155,9 +160,9 @@ def predict(
 
     loaded = open_model(model)
     _, config = inference.with_head(loaded)
-    names = inference.class_names(config, corpus)
-    _warn_if_new(loaded)
+    names = inference.class_names(config, corpus, loaded.classes)
     scores = inference.predict(loaded, clips, pick_device(device)).tolist()
+    _note(loaded)
     if as_json:
         named = [
             {"clip": str(clip), "scores": dict(zip(names, row, strict=True))} for clip, row in zip(clips, scores, strict=True)
@@ -190,20 +195,21 @@ def _labels(clips: list[Path]) -> list[str]:
 def embed(
     clips: CLIPS,
     model: MODEL,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .npz, .csv or .parquet file.", show_default=False)],
-    modality: Annotated[str, typer.Option(help="Streams of a pre-trained model: AV, A or V.")] = "AV",
+    output: FEATURES,
+    modality: Annotated[
+        str | None, typer.Option(help="Streams of a pre-trained model: AV, A or V.", show_default="AV; a fine-tuned model's own")
+    ] = None,
     device: DEVICE = "auto",
 ) -> None:
     """Write the features before the head, one row for each media file."""
-    if output.suffix not in FEATURE_FILES:
-        raise UsageError(f"{output}: unknown ending; valid: {', '.join(FEATURE_FILES)}")
+    _check_file(output, FEATURE_FILES)
     from hicmae.model import inference
     from hicmae.model.zoo import open_model, pick_device
 
     loaded = open_model(model)
-    _warn_if_new(loaded)
     features = inference.embed(loaded, clips, modality, pick_device(device))
     _write_features(output, clips, features)
+    _note(loaded)
     Console().print(f"{features.shape[0]} clips, {features.shape[1]} features each: {output}")
 
 
@@ -212,24 +218,38 @@ def weights(
     output: Annotated[Path, typer.Argument(help="The file to write: .safetensors, .pth or .pt.", show_default=False)],
     epoch: Annotated[int | None, typer.Option(help="Of a pre-training: the epoch kept.", show_default="the last", min=1)] = None,
 ) -> None:
-    """Write a model's weights under the authors' names: .safetensors bare, .pth as their code saves and reads it."""
-    if output.suffix not in WEIGHT_FILES:
-        raise UsageError(f"{output}: unknown ending; valid: {', '.join(WEIGHT_FILES)}")
+    """Write a model's weights under the authors' names: .safetensors bare, .pth as their code saves and reads it.
+
+    The configuration of a run and the names of its classes go with them, where `hicmae predict` and `hicmae.load` find them.
+    """
     if source in ENCODERS:
         raise UsageError(f"{source} is a size with new, random weights; give a run or a checkpoint file")
     if epoch is not None and Path(source).is_file():
         raise UsageError(f"--epoch is for runs of pre-training; {source} is a file")
-    from hicmae.model.official import save_official
-    from hicmae.model.zoo import open_model
+    _check_file(output, WEIGHT_FILES)
+    from hicmae.model.zoo import open_model, save_model
 
     loaded = open_model(source, epoch=epoch)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_official(loaded.model, output)
+        save_model(loaded, output, _names(loaded))
     except OSError as error:
-        raise HicmaeError(f"{output}: cannot be written ({error.strerror}); free space there or choose another place") from None
+        raise _unwritable(output, error) from None
     values = sum(parameter.numel() for parameter in loaded.model.parameters())
     Console().print(f"{loaded.config.stage}, {values:,} parameters: {output}", highlight=False, soft_wrap=True)
+
+
+def _names(loaded: Loaded) -> list[str]:
+    """The names of a fine-tuned model's outputs, for the file of its weights."""
+    from hicmae.config import FinetuneConfig
+    from hicmae.model import inference
+
+    if not isinstance(loaded.config, FinetuneConfig):
+        return []
+    try:
+        return inference.class_names(loaded.config, written=loaded.classes)
+    except UsageError:  # the list of a corpus of one's own has changed since
+        return []
 
 
 def pictures(
@@ -237,17 +257,21 @@ def pictures(
     model: MODEL,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the PNG files.")] = Path("pictures"),
     method: Annotated[str, typer.Option(help="The map of features: pca or tsne.")] = "pca",
-    seed: Annotated[int, typer.Option(help="Of the masks and of the map.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the masks and of the map.", min=0, max=LARGEST_SEED)] = 0,
 ) -> None:
     """Draw what a model does: reconstructions, layer weights, attention between the streams, a map of features."""
     if method not in METHODS:
         raise_unknown("method", method, METHODS)
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: is a file; name a folder for the pictures")
+    outputs.writable_file(output / "layer-weights.png")
     from hicmae.model.gallery import draw
     from hicmae.model.zoo import open_model
 
     loaded = open_model(model)
-    _warn_if_new(loaded)
-    for path in draw(loaded, clips, output, method, seed):
+    drawn = draw(loaded, clips, output, method, seed)
+    _note(loaded)
+    for path in drawn:
         typer.echo(path)
 
 
@@ -269,7 +293,7 @@ def bench_model(
     steps: Annotated[int, typer.Option(help="Measured steps of each case.", min=1)] = 5,
     changes: Annotated[bool, typer.Option(help="Also time the step with plain attention, ZeRO, checkpointing ...")] = True,
     device: DEVICE = "auto",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the JSON goes.")] = Path("bench-model.json"),
+    output: Annotated[Path, outputs.JSON_FILE] = Path("bench-model.json"),
 ) -> None:
     """Clips/s, TFLOP/s, share of the card's peak and peak memory of training steps on ready tensors."""
     from experiments import bench_model as bench
@@ -309,17 +333,39 @@ def _write_features(path: Path, clips: list[Path], features: Any) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(clip) for clip in clips]
-    if path.suffix == ".npz":
-        np.savez(path, clips=np.array(names), features=features)
-        return
     table = pd.DataFrame(features, columns=[f"feature_{i}" for i in range(features.shape[1])])
     table.insert(0, "clip", names)
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    else:
-        table.to_parquet(path, index=False)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix == ".npz":
+            np.savez(temporary, clips=np.array(names), features=features)
+        elif path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _warn_if_new(loaded: Loaded) -> None:
+def _check_file(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuse a file that could not be written, before anything is computed."""
+    if path.suffix not in endings and not path.is_dir():
+        raise UsageError(f"{path}: unknown ending; valid: {', '.join(endings)}")
+    outputs.writable_file(path)
+
+
+def _unwritable(path: Path, error: OSError) -> HicmaeError:
+    return HicmaeError(f"{path}: cannot be written ({error.strerror or error}); free space there or choose another place")
+
+
+def _note(loaded: Loaded) -> None:
+    """Say once, beside the answer, what a model is not or what was assumed of it."""
     if loaded.source in ENCODERS:
-        Console(stderr=True).print(f"[yellow]note:[/] {loaded.source} is a size with new, random weights; give a trained model")
+        note = f"{loaded.source} is a size with new, random weights; give a trained model"
+    else:
+        note = loaded.assumed
+    if note:
+        Console(stderr=True).print(Text("note: ", style="yellow") + Text(note), soft_wrap=True)

@@ -6,6 +6,7 @@ hicmae data prepare crema_d        # then csv:data/prepared/crema_d/prepared.csv
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def prepare_command(
     from hicmae.data.prepare.pipeline import prepare
 
     settings = Settings(size, margin, align, every, format_, modality)
-    with _progress(corpus) as progress:
+    with _progress(corpus) as progress, _stopped_once():
         summary = prepare(corpus, out, settings, jobs=jobs, on_error=on_error, limit=limit, progress=progress)
     values = as_values(summary)
     if as_json:
@@ -62,6 +63,16 @@ def prepare_command(
         usable = len(summary.problems) < len(summary.found)
         remedy = "mend them or leave them out with --on-error skip" if usable else "none is left to train from"
         raise HicmaeError(f"{corpus}: {count}; {remedy}")
+
+
+@contextmanager
+def _stopped_once() -> Iterator[None]:
+    """Once stopped by Ctrl-C, the command only ends, and more of it would break that off."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 def as_values(summary: Summary) -> dict[str, Any]:

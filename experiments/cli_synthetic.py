@@ -20,7 +20,7 @@ def generate_command(
     ] = None,
     speakers: Annotated[int, typer.Option(help="People, each with a face and a voice; a fold tests on its own.")] = 36,
     clips: Annotated[int, typer.Option(help="Clips of each speaker, a multiple of the 4 classes.")] = 8,
-    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Length of a clip.", min=0.2)] = 2.0,
     size: Annotated[int, typer.Option(help="Width and height of the picture in pixels.")] = 96,
     seed: Annotated[int, typer.Option(help="Another seed makes other people and other clips.")] = 0,
     folds: Annotated[int, typer.Option(help="Folds, with disjoint speakers.")] = 3,

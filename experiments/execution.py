@@ -15,6 +15,7 @@ from slurm.view import counts, view_for
 
 STOPPED = 130
 FOLDERS = ("HICMAE_DATA", "HICMAE_STORE", "HICMAE_CHECKPOINTS")  # may be named relative to the launcher's folder
+NO_STORE = ("HICMAE_STORE", "off")  # a word where a folder may stand
 ON_ERROR = "HICMAE_ON_ERROR"  # fail or skip, of clips that cannot be used; `--on-error` of a launch
 
 
@@ -37,7 +38,8 @@ def execute_here(
 
 def environment_of_runs() -> dict[str, str]:
     """Variables of this launch that its runs need wherever they start; folders become absolute, for runs start in another."""
-    folders = {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
+    given = [(name, os.environ[name]) for name in FOLDERS if os.environ.get(name)]
+    folders = {name: value if (name, value) == NO_STORE else str(Path(value).absolute()) for name, value in given}
     return folders | ({ON_ERROR: os.environ[ON_ERROR]} if os.environ.get(ON_ERROR) else {})
 
 

@@ -170,7 +170,7 @@ class Experiment:
         if self.pretrain_corpus is None or "initial.source" in split_delta(variant.delta)["finetune"]:
             return None
         config = self._base(recipes.pretrain(self.size, self.pretrain_corpus), prints[self.pretrain_corpus])
-        config = change(config, {"seed": seed if self.pretrain_seed is None else self.pretrain_seed, **delta})
+        config = change(config, {"keep_epochs": (), "seed": seed if self.pretrain_seed is None else self.pretrain_seed, **delta})
         if "keep_epochs" not in delta:
             config = change(config, {"keep_epochs": recipes.kept_epochs(config.optim.epochs)})
         return self._run(variant, config, ())

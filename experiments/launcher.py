@@ -22,6 +22,7 @@ from experiments.experiment import Experiment, Run
 from experiments.plan import Plan, make_plan
 from hicmae import presets
 from hicmae.config import FinetuneConfig
+from hicmae.data import corpora
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
 from slurm import arrays, code, profiles
@@ -62,7 +63,10 @@ def plan_for(request: Request, study: Experiment) -> tuple[Plan, available.Finge
 
 
 def _check_starts(runs: Sequence[Run], runs_root: Path) -> None:
-    """Raise ConfigError for a run that fine-tunes a modality which the weights that it starts from lack."""
+    """Raise ConfigError for a head that does not fit its corpus, and for a modality which the weights to start from lack."""
+    heads = {(run.config.data.corpus, run.config.head): run.config for run in runs if isinstance(run.config, FinetuneConfig)}
+    for config in heads.values():
+        corpora.check_head(config)
     planned = {run.run_id for run in runs}  # pre-trainings of the study itself have both streams
     others = [run.config for run in runs if isinstance(run.config, FinetuneConfig) and run.config.initial.source != "scratch"]
     checked = {(c.initial, c.head.modality): c for c in others if c.initial.reference not in planned}

@@ -4,7 +4,7 @@
 class OptimConfig(Checked):
     batch_size: int = limited(160, 1)
 
-OptimConfig(batch_size=0)   # ConfigError: batch_size = 0: must be at least 1
+OptimConfig(batch_size=0)   # ConfigError: OptimConfig.batch_size = 0: must be at least 1
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Checked:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = _coerced(item.name, field_types(type(self))[item.name], getattr(self, item.name))
+            name = f"{type(self).__name__}.{item.name}"
+            value = _coerced(name, field_types(type(self))[item.name], getattr(self, item.name))
             object.__setattr__(self, item.name, value)
-            _check(item, value)
+            _check(name, item, value)
         self.rules()
 
     def rules(self) -> None:
@@ -84,14 +85,14 @@ def _coerced(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
+def _check(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     options, low, high = (item.metadata.get(key) for key in ("options", "low", "high"))
     if options is not None and value not in options:
-        raise ConfigError(f"{item.name} = {value!r}: must be one of {', '.join(map(str, options))}")
+        raise ConfigError(f"{name} = {value!r}: must be one of {', '.join(map(str, options))}")
     if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{item.name} = {value!r}: must be {_limits(low, high)}")
+        raise ConfigError(f"{name} = {value!r}: must be {_limits(low, high)}")
 
 
 def _limits(low: float | None, high: float | None) -> str:

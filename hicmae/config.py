@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from hicmae.checked import Checked, choice, field_types, limited, part
 from hicmae.errors import raise_unknown
 
 RUN_ID_LENGTH = 16
+# Sections that timm's rand_augment_transform reads; some others it passes over without a word.
+_RAND_AUGMENT = r"rand(-((m|n|mmax)\d+|inc[01]|(mstd|p)\d+(\.\d+)?|t(weights|3aw?)))*"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class EncoderConfig(Checked):
     fusion_heads: int = limited(8, 1)
     fusion_flow: str = choice("parallel", "parallel", "audio_first", "video_first")
     image_px: int = limited(160, 1)
-    patch_px: int = limited(16, 1)
+    patch_px: int = limited(16, 2)
     frames: int = limited(16, 1)
     tubelet_frames: int = limited(2, 1)
     audio_frames: int = limited(256, 1)
@@ -135,6 +138,10 @@ class AugmentConfig(Checked):
     def rules(self) -> None:
         if len(self.crop_area) != 2 or not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             self.refuse("crop_area", "must be two rising shares above 0 and up to 1")
+        if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
+            self.refuse("crop_scales", "must be at least one share, each above 0 and up to 1")
+        if self.rand_augment and not re.fullmatch(_RAND_AUGMENT, self.rand_augment):
+            self.refuse("rand_augment", "must be in timm's notation, as rand-m7-n4-mstd0.5-inc1, or empty to switch it off")
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,8 @@ class OptimConfig(Checked):
         self.divides("batch_size", "accumulation_steps")
         if self.warmup_epochs > self.epochs:
             self.refuse("warmup_epochs", f"must not exceed epochs = {self.epochs}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            self.refuse("betas", "must be two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ class HeadConfig(Checked):
     outputs: int = limited(6, 1)  # classes or regression targets
     modality: str = choice("AV", "AV", "A", "V")
     feature_fusion: str = choice("hierarchical", "hierarchical", "last")
-    loss: str = choice("cross_entropy", "cross_entropy", "mse", "ccc")
+    loss: str = choice("cross_entropy", "cross_entropy", "mse", "ccc")  # ccc: of a micro-batch, over all processes
 
     def rules(self) -> None:
         if (self.task == "classification") != (self.loss == "cross_entropy"):
@@ -223,6 +232,8 @@ class InitialWeights(Checked):
     def rules(self) -> None:
         if (self.source == "scratch") != (self.reference == ""):
             self.refuse("reference", "is a run id or a file's SHA-256, and is empty with source = 'scratch'")
+        if self.source == "scratch" and self.epoch is not None:
+            self.refuse("epoch", "is of weights to start from; leave it out with source = 'scratch'")
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,8 @@ class PretrainConfig(Checked):
     def rules(self) -> None:
         if self.data.sampling == "stratified":
             self.data.refuse("sampling", "pre-training has no classes; use shuffled")
+        if list(self.keep_epochs) != sorted(set(self.keep_epochs) & set(range(1, self.optim.epochs + 1))):
+            self.refuse("keep_epochs", f"must be rising epochs from 1 to epochs = {self.optim.epochs}")
         levels, depth = self.objective.levels, self.encoder.depth
         if levels and levels[-1] > depth:
             self.objective.refuse("levels", f"the encoder has {depth} layers")
@@ -291,6 +304,14 @@ class FinetuneConfig(Checked):
             self.data.refuse("sampling", "regression has no classes; use shuffled")
         if self.optim.batch_size % self.augment.repeats:
             self.augment.refuse("repeats", f"must divide batch_size = {self.optim.batch_size}")
+        if self.mixes() and self.optim.batch_size // self.optim.accumulation_steps % 2:
+            self.optim.refuse("batch_size", "mixup and cutmix pair clips: batch_size / accumulation_steps must be even")
+        if self.head.loss == "ccc" and self.optim.batch_size < 2 * max(self.optim.accumulation_steps, self.augment.repeats):
+            self.optim.refuse("batch_size", "the ccc loss needs at least 2 clips in a step, and in each accumulation step")
+
+    def mixes(self) -> bool:
+        """Whether clips are mixed in pairs; without video only labels would be."""
+        return bool(self.augment.mixup or self.augment.cutmix) and "V" in self.head.modality
 
 
 RunConfig = PretrainConfig | FinetuneConfig

@@ -9,6 +9,7 @@ Legend: B batch, N tokens, L levels.
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,10 @@ from hicmae.model.pretrain import HiCMAEPretrain
 from hicmae.train.optim import learning_rate, parameter_groups
 
 OUTPUT, LOSS, GRADIENT, EXACT = 1e-4, 1e-5, 1e-3, 1e-9  # tolerances; what each is relative to stands in the functions below
+_DAMAGED = (  # what the functions below, numpy and torch raise for values that are not those of a reference file
+    *(OSError, EOFError, zipfile.BadZipFile),
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, HicmaeError),
+)
 TINY_GRADIENT = 1e-5  # of the largest: a gradient that is 0 on paper is rounding noise in both programs
 
 
@@ -53,18 +58,25 @@ class Check:
 
 def check_folder(folder: Path) -> list[Check]:
     """Every check for which the folder has numbers. Raises UsageError when it has none, HicmaeError for a damaged file."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name a folder of reference numbers")
     found = [(check, path) for pattern, check in CHECKS.items() for path in sorted(folder.glob(pattern))]
-    checks = [result for check, path in found for result in _checked(check, path)]
-    if not checks:
+    if not found:
         raise UsageError(f"{folder}: holds no reference numbers; a folder needs one of {', '.join(CHECKS)}")
-    return checks
+    return [result for check, path in found for result in _checked(check, path)]
 
 
 def _checked(check: Callable[[Path], list[Check]], path: Path) -> list[Check]:
     try:
-        return check(path)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise HicmaeError(f"{path}: is not a file of reference numbers ({error!r:.200})") from None
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # of numpy and torch, about values that the comparison shows to differ
+            checks = check(path)
+    except _DAMAGED as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise HicmaeError(f"{path}: is not a file of reference numbers ({reason:.200}); copy it again") from None
+    if not checks:
+        raise HicmaeError(f"{path}: holds no numbers to compare; copy it again")
+    return checks
 
 
 def check_pretrain(path: Path) -> list[Check]:
@@ -76,7 +88,8 @@ def check_pretrain(path: Path) -> list[Check]:
     output = model(video, audio, _tensor(arrays, "mask_video"), _tensor(arrays, "mask_audio"))
     losses = pretrain_loss(output, {"video": video, "audio": audio}, model.objective, model.encoder_config)
     losses["loss"].backward()
-    assert output.video_levels is not None and output.audio_levels is not None
+    if output.video_levels is None or output.audio_levels is None:
+        raise ValueError("loss_weight 0 switches the contrast off, whose logits are compared")
     encoder, group = model.encoder_config, config["frame_diff_group"]
     plain = video_targets(video, encoder, output.hidden_video)
     compared = {
@@ -166,7 +179,8 @@ def check_frame_plans(path: Path) -> list[Check]:
         count, stride = int(name.split("_")[0]), int(name.split("_")[-1])
         if list(train_plan(count, len(frames), stride, np.random.default_rng(0)).frames) != frames:
             wrong.append(name)
-    return [Check(path.name, "plans that differ", float(len(wrong)), 0, ", ".join(wrong))]
+    compared = len(plans["test_views"]) + len(plans["train_short_clips"])
+    return [Check(path.name, "plans that differ", float(len(wrong)), 0, ", ".join(wrong))] if compared else []
 
 
 def check_metrics(path: Path) -> list[Check]:
@@ -219,6 +233,8 @@ def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
 def pretrain_model(arrays: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> HiCMAEPretrain:
     """The model of a pre-training reference file; the mask ratios are read off its masks, skip layers are counted from 0."""
     decoder = DecoderConfig(dim=config["decoder_dim"], heads=config["decoder_heads"], depth=config["decoder_depth"])
+    if not all(0 <= layer < config["encoder_depth"] for layer in config["skip_layers"]):
+        raise ValueError(f"skip_layers {config['skip_layers']} lie outside the encoder's {config['encoder_depth']} layers")
     ratios = [(arrays[name][0].sum() + 0.5) / arrays[name].shape[1] for name in ("mask_video", "mask_audio")]
     objective = ObjectiveConfig(
         levels=tuple(layer + 1 for layer in config["skip_layers"]),
@@ -243,7 +259,7 @@ def _model_checks(
     checks = [Check(path.name, name, _largest(output.detach().numpy(), arrays[name]), OUTPUT) for name, output in outputs.items()]
     checks += [Check(path.name, name, _relative(loss.item(), float(arrays[name])), LOSS) for name, loss in losses.items()]
     wanted = {name: float(arrays[f"grad_abs_sum/{name}"]) for name, _ in model.named_parameters()}
-    floor = TINY_GRADIENT * max(wanted.values())
+    floor = TINY_GRADIENT * max(value for value in wanted.values() if np.isfinite(value))
     gradients = ((name, _gradient(value), wanted[name]) for name, value in model.named_parameters())
     differences = [(name, abs(ours - other) / max(other, floor)) for name, ours, other in gradients]
     below = sum(value < floor for value in wanted.values())

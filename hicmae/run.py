@@ -13,14 +13,16 @@ Exit codes: 0 done; 1 failed; 2 bad usage, or another process executes this run;
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
+import errno
 import os
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from filelock import Timeout
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from hicmae.train.loop import Loop
 
 T = TypeVar("T", int, float, str)
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Execution:
         return replace(
             self,
             workers=_setting(self.workers, "HICMAE_WORKERS", workers),
-            threads=_setting(self.threads, "HICMAE_THREADS", int(os.environ.get("OMP_NUM_THREADS", threads))),
+            threads=_setting(self.threads, "HICMAE_THREADS", int(os.environ.get("OMP_NUM_THREADS", threads)), 1),
             checkpoint_every_s=_setting(self.checkpoint_every_s, "HICMAE_CHECKPOINT_S", CHECKPOINT_EVERY_S),
             on_error=_setting(self.on_error, "HICMAE_ON_ERROR", "fail"),
         )
@@ -90,6 +93,8 @@ def execute(
         try:
             return attempt.run()
         except Exception as error:
+            if isinstance(error, OSError):  # a write to a full disk does not say where
+                error.filename = error.filename or str(record.path)
             attempt.record_end(error)
             raise
 
@@ -170,11 +175,14 @@ class Attempt:
         return str(found)
 
     def _check_start(self, saved: Checkpoint | None) -> None:
-        """Raises ConfigError when fine-tuning starts from weights that lack its modality."""
+        """Raises ConfigError when fine-tuning starts from weights that lack its modality, or its head does not fit the corpus."""
+        from hicmae.data.corpora import check_head
         from hicmae.train.initial import check_modality
 
-        if isinstance(self.config, FinetuneConfig) and not saved:
-            check_modality(self.config, self.record.path.parent)
+        if isinstance(self.config, FinetuneConfig):
+            check_head(self.config)
+            if not saved:
+                check_modality(self.config, self.record.path.parent)
 
     def _announce(self, fingerprint: str, step: int) -> None:
         """Write snapshot.json (of the first attempt) and the event `started`."""
@@ -312,7 +320,7 @@ class Attempt:
 def _remove_leftovers(record: RunRecord) -> None:
     """Make the room that a run had no time to make, killed right after it was done."""
     folder = record.path / "checkpoints"
-    if _rank() == 0 and any(folder.glob("step-*")):
+    if _rank() == 0 and (any(folder.glob("step-*")) or (folder / "selected").exists()):
         from hicmae.train import checkpoint
 
         checkpoint.remove_all(folder)
@@ -349,6 +357,8 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, HicmaeError):
         return text
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        return f"{error.filename}: {error.strerror}; free space or allow access there, or choose another place"
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of GPU memory; use more optim.accumulation_steps, more processes or activation checkpointing ({text[:200]})"
     if "gloo" in text or type(error).__name__.startswith("Dist"):
@@ -367,14 +377,17 @@ def _rank() -> int:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
-def _setting(value: T | None, variable: str, default: T) -> T:
-    """A setting of the call, else of the environment, else of the machine."""
-    if value is not None or variable not in os.environ:
-        return default if value is None else value
-    try:
-        return type(default)(os.environ[variable])
-    except ValueError:
-        raise UsageError(f"{variable} = {os.environ[variable]!r}: must be a number") from None
+def _setting(value: T | None, variable: str, default: T, least: int = 0) -> T:
+    """A setting of the call, else of the environment, else of the machine. Raises UsageError below `least`."""
+    name, found = f"--{variable[7:].lower()}", default if value is None else value
+    if value is None and variable in os.environ:
+        try:
+            name, found = variable, type(default)(os.environ[variable])
+        except ValueError:
+            raise UsageError(f"{variable} = {os.environ[variable]!r}: must be a number") from None
+    if not isinstance(found, str) and found < least:
+        raise UsageError(f"{name} = {found}: must be at least {least}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -392,11 +405,28 @@ def main(arguments: list[str] | None = None) -> int:
     except HicmaeError as error:
         print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        print(f"error: {_reason(error)}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         return 130
     return 0
 
 
+def end_process(code: int) -> NoReturn:
+    """End this process with its exit code, after all that was registered for its end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The threads of gloo may still hold what was exchanged last. When they drop it while the interpreter is taken down, the
+        # process aborts: one run in five, all of it done. So the interpreter is left as it is.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -54,7 +54,7 @@ def words(name: str) -> CorpusWords:
         known = corpora.get(name)
     except HicmaeError:
         return CorpusWords(name)
-    title = known.title[:1].upper() + known.title[1:]
+    title = known.title if ":" in name else known.title[:1].upper() + known.title[1:]  # csv:PATH stays as it is
     return CorpusWords(title, known.classes, known.targets, known.metrics, known.group_word)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data.auto_augment import rand_augment_transform
 
 from hicmae import presets
 from hicmae.config import (
@@ -76,7 +77,7 @@ changes = st.fixed_dictionaries(
         "optim.clip_grad_norm": st.none() | st.integers(0, 5),
         "decoder.skip_connections": st.booleans(),
         "data.fingerprint": st.text(max_size=20),
-        "keep_epochs": st.lists(st.integers(1, 9), max_size=3),
+        "keep_epochs": st.lists(st.integers(1, 6), max_size=3, unique=True).map(sorted),
         "seed": st.integers(0, 2**31),
     },
 )
@@ -163,6 +164,8 @@ def _moved(base: Checked, name: str, value: Any) -> Any:
         "decoder.depth": {"decoder.depth": 2, "objective.levels": (4,)},
         "initial.source": {"initial.source": "run", "initial.reference": "x"},
         "initial.reference": {"initial.source": "run", "initial.reference": "y"},
+        "initial.epoch": {"initial.source": "run", "initial.reference": "x", "initial.epoch": 1},
+        "augment.rand_augment": {"augment.rand_augment": "rand-m7"},
         "head.task": {"head.task": "regression", "head.loss": "mse"},
         "head.loss": {"head.task": "regression", "head.loss": "ccc"},
     }
@@ -217,6 +220,25 @@ def _moved(base: Checked, name: str, value: Any) -> Any:
         (lambda: AugmentConfig(crop_area=(0.5, 0.2)), ["crop_area = (0.5, 0.2)", "rising shares"]),
         (lambda: AugmentConfig(crop_area=(0.5,)), ["crop_area = (0.5,)", "two"]),
         (lambda: AugmentConfig(interpolation="cubic"), ["interpolation = 'cubic'", "bicubic"]),
+        (lambda: AugmentConfig(crop_scales=()), ["AugmentConfig.crop_scales = ()", "at least one"]),
+        (lambda: AugmentConfig(crop_scales=(1.0, 1.5)), ["crop_scales = (1.0, 1.5)", "up to 1"]),
+        (lambda: AugmentConfig(crop_scales=(0.0,)), ["crop_scales = (0.0,)", "above 0"]),
+        (lambda: OptimConfig(betas=(0.9,)), ["OptimConfig.betas = (0.9,)", "two numbers"]),  # type: ignore[arg-type]
+        (lambda: OptimConfig(betas=(0.9, 1.0)), ["betas = (0.9, 1.0)", "below 1"]),
+        (lambda: OptimConfig(betas=(-0.1, 0.9)), ["betas = (-0.1, 0.9)", "from 0"]),
+        (lambda: PretrainConfig(keep_epochs=(2, 1)), ["PretrainConfig.keep_epochs = (2, 1)", "rising"]),
+        (lambda: PretrainConfig(keep_epochs=(0, 5)), ["keep_epochs = (0, 5)", "from 1"]),
+        (lambda: PretrainConfig(keep_epochs=(50, 101)), ["keep_epochs = (50, 101)", "epochs = 100"]),
+        (lambda: EncoderConfig(patch_px=1), ["EncoderConfig.patch_px = 1", "at least 2"]),
+        (lambda: InitialWeights(epoch=3), ["InitialWeights.epoch = 3", "scratch"]),
+        (
+            lambda: FinetuneConfig(optim=OptimConfig(batch_size=12, accumulation_steps=4)),
+            ["OptimConfig.batch_size = 12", "batch_size / accumulation_steps must be even"],
+        ),
+        (lambda: concordance(batch_size=1), ["OptimConfig.batch_size = 1", "at least 2 clips in a step"]),
+        (lambda: concordance(batch_size=4, accumulation_steps=4), ["OptimConfig.batch_size = 4", "each accumulation step"]),
+        (lambda: EncoderConfig(heads=0), ["EncoderConfig.heads = 0: must be at least 1"]),
+        (lambda: change(FinetuneConfig(), {"augment.crop_scales": 1}), ["AugmentConfig.crop_scales = 1: must be a list"]),
     ],
 )
 def test_a_configuration_that_cannot_run_is_refused_with_field_value_and_rule(build: Any, words: list[str]) -> None:
@@ -225,6 +247,33 @@ def test_a_configuration_that_cannot_run_is_refused_with_field_value_and_rule(bu
     assert all(word in str(refused.value) for word in words), refused.value
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+def concordance(**optim: int) -> FinetuneConfig:
+    augment = AugmentConfig(mixup=0.0, cutmix=0.0)
+    return FinetuneConfig(head=HeadConfig("regression", 2, loss="ccc"), augment=augment, optim=OptimConfig(**optim))
+
+
+def test_what_mixing_and_concordance_need_is_asked_of_nothing_else() -> None:
+    odd = OptimConfig(batch_size=7)
+    FinetuneConfig(optim=odd, head=HeadConfig(modality="A"))  # nothing is mixed without video
+    FinetuneConfig(optim=odd, augment=AugmentConfig(mixup=0.0, cutmix=0.0))
+    concordance(batch_size=8, accumulation_steps=4)
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m7-n4-mstd0.5-inc1", "rand", "rand-m9-mmax20-p1.0-tweights", "rand-n2-t3a", "rand-inc0"]
+)
+def test_a_policy_that_timm_understands_is_allowed(policy: str) -> None:
+    assert rand_augment_transform(AugmentConfig(rand_augment=policy).rand_augment, {}) is not None
+
+
+@pytest.mark.parametrize(
+    "policy", ["foo", "rand-mX-n4", "rand-m", "rand-m7.5", "rand-w0", "rand-m7-", "much", "rand-tall", "rand\n"]
+)
+def test_a_policy_that_timm_refuses_or_passes_over_is_refused(policy: str) -> None:
+    with pytest.raises(ConfigError, match=r"AugmentConfig.rand_augment = .*: must be in timm's notation"):
+        AugmentConfig(rand_augment=policy)
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_first() -> None:

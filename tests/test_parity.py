@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,11 @@ def test_not_a_number_does_not_pass() -> None:
 def test_a_folder_without_reference_numbers_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no reference numbers"):
         check_folder(tmp_path)
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        check_folder(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file: is a file; name a folder"):
+        check_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", None])
@@ -106,6 +113,83 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
     with pytest.raises(HicmaeError, match=r"finetune_tiny.npz: is not a file of reference numbers"):
         check_folder(tmp_path)
+
+
+CONFIGS: dict[str, object] = {
+    "loss_weight": 0.0,
+    "frame_diff_group": 3,
+    "skip_layers": [0],
+    "skip_layers ": [1, 99],
+    "audio_size": 32,
+    "encoder_heads": 3,
+    "encoder_dim": "a",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_no_model_has_is_named(tmp_path: Path, name: str) -> None:
+    with np.load(GOLDEN / "pretrain_tiny.npz") as file:
+        config = {**json.loads(str(file["config"])), name.strip(): CONFIGS[name]}
+    changed(tmp_path, "pretrain_tiny.npz", config=np.array(json.dumps(config)))
+    refused(tmp_path, "pretrain_tiny.npz")
+
+
+ARRAYS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
+    "a config that is a list": ("pretrain_tiny.npz", "config", lambda _: np.array("[]")),
+    "a mask that hides nothing": ("pretrain_tiny.npz", "mask_video", np.zeros_like),
+    "too few frames": ("pretrain_tiny.npz", "video", lambda video: video[:, :, :1]),
+    "a weight that does not fit": ("pretrain_tiny.npz", "w/mask_token", lambda token: token[0]),
+    "a label beyond the classes": ("finetune_tiny.npz", "labels", lambda labels: labels + 99),
+    "labels of 32 bits": ("finetune_tiny.npz", "labels", lambda labels: labels.astype("i4")),
+    "a vector as a loss": ("finetune_tiny.npz", "loss", lambda _: np.zeros(3)),
+    "labels of other samples": ("metrics.npz", "labels", lambda labels: labels[:-1]),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_fit_no_model_are_named(tmp_path: Path, name: str) -> None:
+    file, key, change = ARRAYS[name]
+    with np.load(GOLDEN / file) as content:
+        changed(tmp_path, file, **{key: change(content[key])})
+    refused(tmp_path, file)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict], object]]] = {
+    "a list of schedules": ("lr_schedules.json", lambda _: []),
+    "no schedule": ("lr_schedules.json", lambda _: {}),
+    "a step beyond the end": (
+        "lr_schedules.json",
+        lambda plans: [plan["steps"].update({"99999999": 0.5}) for plan in plans.values()],
+    ),
+    "a list of groups": ("finetune_param_groups.json", lambda _: [1]),
+    "no group": ("finetune_param_groups.json", lambda table: table["groups"].clear()),
+    "no plan": ("frame_plans.json", lambda _: {"test_views": {}, "train_short_clips": {}}),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_hold_nothing_to_compare_do_not_pass(tmp_path: Path, name: str) -> None:
+    file, change = TABLES[name]
+    table = json.loads((GOLDEN / file).read_text())
+    other = change(table)
+    (tmp_path / file).write_text(json.dumps(table if "step" in name or name == "no group" else other))
+    refused(tmp_path, file)
+
+
+def refused(folder: Path, file: str) -> None:
+    """A damaged file is no bad usage: exit 1, one line that names it, no warning beside it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(HicmaeError) as caught:
+            check_folder(folder)
+    assert caught.value.exit_code == 1
+    assert str(caught.value).startswith(f"{folder / file}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gradient_that_is_no_number_fails_and_is_named(tmp_path: Path) -> None:
+    path = changed(tmp_path, "pretrain_tiny.npz", **{"grad_abs_sum/mask_token": np.float32(np.nan)})
+    assert [check.where for check in failed(check_pretrain(path))] == ["mask_token"]
 
 
 def test_a_file_whose_config_lacks_a_size_is_named(tmp_path: Path) -> None:

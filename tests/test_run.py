@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from hicmae.config import (
 )
 from hicmae.errors import UsageError
 from hicmae.record import RunRecord
+from hicmae.train.checkpoint import file_digest
 
 pytestmark = ONE_PROCESS
 
@@ -80,15 +83,40 @@ def test_killed_at_random_steps_and_resumed_it_is_bit_identical(
     assert not list((record.path / "checkpoints").glob("step-*"))
 
 
+def test_a_run_killed_right_before_it_was_done_is_finished_when_executed_again(
+    runner: Runner, whole: dict[str, RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint names files beside it, which must be there until the result is."""
+    from hicmae.run import execute
+
+    record = runner.create(FINETUNE)
+    with monkeypatch.context() as end, pytest.raises(KeyboardInterrupt):
+        end.setattr(RunRecord, "finish", interrupt)
+        execute(record.path, threads=1, checkpoint_every_s=0)
+    weights = [record.path / "checkpoints" / f"{name}.safetensors" for name in ("final", "validation")]
+    assert all(path.exists() for path in weights) and training_steps(record) and record.result() is None
+    ours = execute(record.path, threads=1)
+    assert ours["metrics"] == whole["finetune"].result()["metrics"]  # type: ignore[index]
+    assert [file_digest(path) for path in weights] == [
+        file_digest(whole["finetune"].path / "checkpoints" / path.name) for path in weights
+    ]
+    assert sorted(path.name for path in weights[0].parent.iterdir()) == ["final.safetensors", "validation.safetensors"]
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_killed_right_after_it_was_done_is_tidied_when_executed_again(runner: Runner, whole: dict[str, RunRecord]) -> None:
     record = runner.create(PRETRAIN)
     shutil.copytree(whole["pretrain"].path, record.path, dirs_exist_ok=True)
-    (record.path / "checkpoints" / "step-00000012").mkdir()
-    assert runner.start(record).wait() == 0
-    assert sorted(path.name for path in (record.path / "checkpoints").iterdir()) == [
-        "epoch-0002.safetensors",
-        "final.safetensors",
-    ]
+    for left in ("step-00000012", "selected"):  # one after the other
+        (record.path / "checkpoints" / left).mkdir()
+        assert runner.start(record).wait() == 0
+        assert sorted(path.name for path in (record.path / "checkpoints").iterdir()) == [
+            "epoch-0002.safetensors",
+            "final.safetensors",
+        ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
@@ -207,8 +235,8 @@ def test_data_that_differ_from_the_plan_are_refused(runner: Runner) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_before_training(runner: Runner) -> None:
-    record = runner.create(change(FINETUNE, {"optim.batch_size": 6, "optim.accumulation_steps": 6}))
-    assert runner.start(record).wait() == 2
+    record = runner.create(change(FINETUNE, {"optim.batch_size": 6}))
+    assert 2 in [process.wait() for process in runner.start_several(2, record)]
     assert "mixup and cutmix pair samples" in events(record, "failed")[-1]["reason"]
     assert not [line for line in record.metrics() if line["split"] == "train"]
 
@@ -231,6 +259,41 @@ def test_settings_of_the_machine_are_checked(runner: Runner) -> None:
     record = runner.create(change(PRETRAIN, {"seed": 9}))
     assert runner.start(record, HICMAE_WORKERS="many").wait() == 2
     assert "HICMAE_WORKERS = 'many': must be a number" in log_of(record)
+    assert runner.start(record, HICMAE_THREADS="0").wait() == 2
+    assert "HICMAE_THREADS = 0: must be at least 1" in log_of(record)
+    for option, least in (("--threads", 1), ("--workers", 0)):
+        log = record.path / "log" / "out.txt"
+        assert forge().start("hicmae.run:main", [str(record.path), option, "-3"], log, **runner.places).wait() == 2
+        assert f"error: {option} = -3: must be at least {least}" in log_of(record)
+
+
+def test_a_head_that_does_not_fit_the_corpus_is_refused_before_a_clip_is_read(runner: Runner) -> None:
+    record = runner.create(change(FINETUNE, {"head.outputs": 5}))
+    assert runner.start(record).wait() == 2, log_of(record)
+    assert log_of(record) == "error: HeadConfig.outputs = 5: must be 4, the classes of synthetic\n"
+    assert [event["event"] for event in record.events()] == ["failed"]
+
+
+def test_a_place_that_takes_no_record_is_named_in_one_line(runner: Runner) -> None:
+    """Its first file, snapshot.json, is larger than this disk allows."""
+    record = runner.create(change(PRETRAIN, {"seed": 10}))
+    assert runner.start(record, file_limit=1000).wait() == 1
+    line = f"error: {record.path}: File too large; free space or allow access there, or choose another place\n"
+    assert log_of(record) == line
+    assert events(record, "failed")[-1]["reason"] == line[7:-1] and not list(record.path.glob(".snap*"))
+
+
+def test_a_process_of_several_ends_without_waiting_for_threads(tmp_path: Path) -> None:
+    """Gloo's may never end; what is registered for the end is done and what was printed is not lost."""
+    code = (
+        "import atexit, threading; from hicmae.run import end_process; atexit.register(print, 'left');"
+        "threading.Thread(target=threading.Event().wait).start(); print('printed'); end_process(75)"
+    )
+    environment = {**os.environ, "WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "printed\nleft\n", "")
 
 
 def test_execute_is_a_function_of_the_library(runner: Runner, whole: dict[str, RunRecord]) -> None:
@@ -246,6 +309,6 @@ def test_execute_is_a_function_of_the_library(runner: Runner, whole: dict[str, R
 
 
 def test_engine_settings_of_a_config_reach_the_run(runner: Runner) -> None:
-    config = change(PRETRAIN, {"engine": EngineConfig(activation_checkpointing=True, zero_stage=1), "optim.epochs": 1})
-    plain = runner.finish(change(PRETRAIN, {"optim.epochs": 1}))
-    assert_close(runner.finish(config), plain)
+    short = change(PRETRAIN, {"optim.epochs": 1, "keep_epochs": ()})
+    config = change(short, {"engine": EngineConfig(activation_checkpointing=True, zero_stage=1)})
+    assert_close(runner.finish(config), runner.finish(short))

@@ -6,6 +6,7 @@ picture, without sound, sound too short. Sound comes out as 16 kHz mono 16-bit s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ SAMPLE_RATE_HZ = 16000
 SHORTEST_SAMPLES = 1024  # 64 ms; the authors' release refuses less
 CHUNK_FRAMES = 64  # decoded at once, so that a long clip of large frames fits in memory
 decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a file is said by ClipError
+_SOURCE_PLACE = re.compile(r"^\S+\.(?:cc|h):\d+:\s*")
+_ROW_PADDING = "from_size == to_size"  # decord's words when a frame is larger than its height, width and 3 channels
 Frames = NDArray[np.uint8]  # (n, height, width, 3)
 Waveform = NDArray[np.int16]  # (samples,)
 
@@ -49,14 +52,13 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        require_file(path)
+        with _opened(path) as container:  # decord prints lines about what it cannot open, whatever its level
+            if not container.streams.video:
+                raise ClipError(path, "no video stream")
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
         except Exception as error:
-            with _opened(path) as container:  # PyAV says what is wrong with a file, decord does not
-                if not container.streams.video:
-                    raise ClipError(path, "no video stream") from None
-            raise ClipError(path, f"cannot be decoded ({_short(error)})") from None
+            raise self._undecodable(error) from None
         if not len(self._reader):
             raise ClipError(path, "no frames")
 
@@ -71,7 +73,29 @@ class VideoFile:
         try:
             return list(self._reader.get_batch(list(indices)).asnumpy())
         except Exception as error:
-            raise ClipError(self.path, f"frames cannot be decoded; the file is cut off or damaged ({_short(error)})") from None
+            if _ROW_PADDING in str(error):
+                return [self._unpadded(index) for index in indices]
+            raise self._undecodable(error) from None
+
+    def _unpadded(self, index: int) -> Frames:
+        """A frame of 2 to 72 pixels' width, whose padding of rows decord takes for more channels: (H, W, C > 3)."""
+        padded = self._reader[index].asnumpy()
+        height, width, _ = padded.shape
+        pixels: Frames = padded.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)  # (H, W * C) -> (H, W, 3)
+        return pixels
+
+    def _undecodable(self, error: Exception) -> ClipError:
+        return ClipError(self.path, f"frames cannot be decoded; the file is cut off or damaged ({self._cause(error)})")
+
+    def _cause(self, error: Exception) -> str:
+        """What PyAV says of the frames, which is in words; what decord said if PyAV finds nothing wrong."""
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                found = sum(1 for _ in container.decode(stream))
+                return f"{found} of {stream.frames} frames are there" if found < stream.frames else _short(error)
+        except (av.FFmpegError, ValueError) as said:
+            return _short(said)
 
 
 class FrameFolder:
@@ -101,13 +125,24 @@ class FrameFolder:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
+    """The pictures of a folder, by name. Raises ClipError when it cannot be looked into."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
+    except OSError as error:
+        raise ClipError(folder, f"unreadable ({error.strerror})") from None
 
 
 def open_frames(path: Path) -> FrameReader:
     """A reader of a video file or of a folder of pictures."""
-    return FrameFolder(path) if path.is_dir() else VideoFile(path)
+    return FrameFolder(path) if is_folder(path) else VideoFile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder of pictures; what cannot be looked at is none, and opening it as a file says why."""
+    try:
+        return path.is_dir()
+    except OSError:  # a folder above may not be entered, a name is too long
+        return False
 
 
 def chunks(reader: FrameReader) -> Iterator[list[Frames]]:
@@ -188,7 +223,7 @@ class Probe:
 
 def probe(path: Path) -> Probe:
     """Streams, durations and rates without decoding. Raises ClipError when the file cannot be opened."""
-    if path.is_dir():
+    if is_folder(path):
         reader = FrameFolder(path)
         height, width = reader.read([0])[0].shape[:2]
         return Probe(frames=len(reader), width=width, height=height)
@@ -217,8 +252,10 @@ def require_file(path: Path) -> None:
     """Raise ClipError unless this is a file with something in it."""
     try:
         size = path.stat().st_size
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ClipError(path, "missing") from None
+    except OSError as error:
+        raise ClipError(path, f"unreadable ({error.strerror})") from None
     if not size:
         raise ClipError(path, "empty file")
 
@@ -235,6 +272,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _short(error: BaseException) -> str:
-    """The last line of a library's message without places in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0].rsplit("] ", 1)[-1] if lines else type(error).__name__)[:120]
+    """The first line of a library's message without times and places in its source."""
+    lines = [line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()]
+    return (_SOURCE_PLACE.sub("", lines[0].rsplit("] ", 1)[-1]) if lines else type(error).__name__)[:120]

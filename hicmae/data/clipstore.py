@@ -15,12 +15,10 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
@@ -28,16 +26,13 @@ from numpy.typing import NDArray
 from hicmae.data import clips, location, manifest
 from hicmae.data.clips import Frames, Waveform
 from hicmae.data.corpora import Corpus, Sample
-from hicmae.data.store import Pack, PackDamaged, Parts, pack_parts, write_pack
+from hicmae.data.recipe import JPEG_QUALITY, SECOND, Recipe, from_jpeg, to_jpegs
+from hicmae.data.store import Pack, PackDamaged, Parts, write_pack
 from hicmae.errors import ClipError, HicmaeError
 
 FORMAT = 2
-JPEG_QUALITY = 90  # 4:2:0 as in the videos; mean error of 1.1 of 255 at 4.9 kB for 160x160
-SECOND = clips.SAMPLE_RATE_HZ
 PACK_CLIPS, PACKS_WANTED = 256, 32  # clips in a pack at most; packs of a small corpus, so that all cores can build
-OPEN_PACKS = 512
-cv2.setNumThreads(1)  # a loader has its own processes
-Crop = tuple[int, int, int, int]
+OPEN_PACKS = 128  # of a kind; each takes one of the files that a process may open, often 1024, and opens in 35 us
 T = TypeVar("T")
 
 
@@ -58,66 +53,6 @@ class ClipSource(Protocol):
         """Samples in [-1, 1]."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How records of one kind are made; all of it counts for the name of a pack."""
-
-    kind: str  # video or sound
-    image_px: int = 0
-    crop: Crop | None = None
-
-    def record(self, path: Path) -> bytes | str:
-        """The record of a file, or the reason why there is none."""
-        try:
-            return self._video(path) if self.kind == "video" else _sound_record(clips.read_sound(path))
-        except ClipError as error:
-            return error.reason
-
-    def _video(self, path: Path) -> bytes:
-        reader = clips.open_frames(path)
-        times = reader.times_s()
-        pictures = [one for chunk in clips.chunks(reader) for one in to_jpegs(chunk, self.image_px, self.crop)]
-        return pack_parts([b"" if times is None else times.astype("<f4").tobytes(), *pictures])
-
-
-def to_jpegs(frames: Sequence[Frames], image_px: int, crop: Crop | None) -> Iterator[bytes]:
-    """Frames at the working size. The crop is that of 224x224 frames and touches no others."""
-    cut = (_cut(frame, crop) if crop and frame.shape[:2] == (224, 224) else frame for frame in frames)
-    for size, group in groupby(cut, key=lambda frame: frame.shape[:2]):
-        alike = list(group)
-        for frame in alike if size == (image_px, image_px) else resized(alike, image_px):
-            blue_first = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-            options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            yield cv2.imencode(".jpg", blue_first, options)[1].tobytes()  # Pillow's bytes in 3/5 of its time
-
-
-def _cut(frame: Frames, crop: Crop) -> Frames:
-    top, bottom, left, right = crop
-    return frame[top:bottom, left:right]
-
-
-def resized(frames: Sequence[Frames], image_px: int) -> Frames:
-    """(n, px, px, 3), filtered as Pillow's bilinear does it, but for a level or two, in a fifth of its time."""
-    import torch
-
-    whole = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (n, H, W, 3) -> (n, 3, H, W)
-    small = torch.nn.functional.interpolate(whole, (image_px, image_px), mode="bilinear", antialias=True)
-    return small.permute(0, 2, 3, 1).contiguous().numpy()  # (n, 3, px, px) -> (n, px, px, 3)
-
-
-def from_jpeg(packed: memoryview | bytes) -> Frames:
-    """The pixels (px, px, 3) of a packed frame."""
-    frame = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR_RGB)  # Pillow's pixels in 2/3 of its time
-    if frame is None:
-        raise PackDamaged("a frame is no JPEG")
-    return np.asarray(frame, np.uint8)
-
-
-def _sound_record(samples: Waveform) -> bytes:
-    seconds = [samples[start : start + SECOND].astype("<i2").tobytes() for start in range(0, len(samples), SECOND)]
-    return pack_parts([np.asarray([len(samples)], "<u8").tobytes(), *seconds])
-
-
 class PackedFiles:
     """The records of one kind for a list of files, in as many packs as are needed."""
 
@@ -127,6 +62,7 @@ class PackedFiles:
         self.size = max(1, min(PACK_CLIPS, -(-len(self.files) // PACKS_WANTED)))
         self.packs = [self._place(root, start) for start in range(0, len(self.files), self.size)]
         self._open: OrderedDict[int, Pack] = OrderedDict()
+        self._errors: dict[int, dict[int, str]] = {}  # of packs that were there
         self._last: tuple[int, Parts] | None = None  # an example asks for several things of one record
 
     def _place(self, root: Path, start: int) -> Path:
@@ -141,34 +77,44 @@ class PackedFiles:
     def pack(self, number: int) -> Pack:
         """A pack, opened; built if it is not there, built again if it is damaged."""
         if number not in self._open:
-            self._open[number] = self.build(number)
-            if len(self._open) > OPEN_PACKS:
+            self._open[number] = self._there(number) or self.build(number)
+            if len(self._open) > OPEN_PACKS:  # what is still in use of a pack keeps it open
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]
 
     def is_there(self, number: int) -> bool:
-        """Whether a pack can be used as it is."""
-        try:
-            self._open[number] = Pack(self.packs[number])
-        except (FileNotFoundError, PackDamaged):
-            return False
-        return True
+        """Whether a pack can be used as it is. It is not kept open, for there may be more than a process may open."""
+        pack = self._there(number)
+        if pack is not None:
+            self._errors[number] = pack.errors
+        return pack is not None
+
+    def _there(self, number: int) -> Pack | None:
+        with _one_line(self.packs[number].parent):
+            try:
+                return Pack(self.packs[number])
+            except (FileNotFoundError, PackDamaged):
+                return None
 
     def build(self, number: int, wait: bool = True) -> Pack:
-        """Make a pack unless it is there and whole. Raises Timeout when another process makes it and `wait` is False."""
+        """Make a pack unless it is there and whole.
+
+        Raises Timeout when another process makes it and `wait` is False, HicmaeError when the store cannot be written to.
+        """
         place = self.packs[number]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(place.with_suffix(".lock")), timeout=-1 if wait else 0):
-            try:
-                return Pack(place)
-            except FileNotFoundError:
-                pass
-            except PackDamaged:
-                place.unlink()
-            end = min(len(self.files), (number + 1) * self.size)
-            write_pack(place, (self._record(which) for which in range(number * self.size, end)))
-            return Pack(place)
+        with _one_line(place.parent):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(place.with_suffix(".lock")), timeout=-1 if wait else 0):
+                return self._there(number) or self._made(number)
+
+    def _made(self, number: int) -> Pack:
+        place = self.packs[number]
+        for left in (place, *place.parent.glob(f".{place.name}.*.tmp")):  # damaged, and by a process that was killed
+            left.unlink(missing_ok=True)
+        end = min(len(self.files), (number + 1) * self.size)
+        write_pack(place, (self._record(which) for which in range(number * self.size, end)))
+        return Pack(place)
 
     def _record(self, number: int) -> bytes | str:
         """The record of a file or why there is none, which is kept only when it is the fault of the file's bytes.
@@ -210,9 +156,21 @@ class PackedFiles:
         """Files without a record, and why."""
         found = {}
         for number in range(len(self.packs)):
-            for place, reason in self.pack(number).errors.items():
+            errors = self._errors[number] if number in self._errors else self.pack(number).errors
+            for place, reason in errors.items():
                 found[self.files[number * self.size + place]] = reason
         return found
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """What is wrong with the store itself."""
+    try:
+        yield
+    except Timeout:  # an OSError that says that another process has the pack in hand
+        raise
+    except OSError as error:
+        raise HicmaeError(f"clip store {folder}: {error.strerror}; set HICMAE_STORE") from None
 
 
 def build_all(kinds: Sequence[PackedFiles], workers: int | None = None) -> None:
@@ -240,8 +198,6 @@ def _build(tasks: list[Task], workers: int | None, advance: Callable[[int], None
             task[0].build(task[1], wait)
         except Timeout:
             return task
-        except OSError as error:
-            raise HicmaeError(f"clip store {task[0].packs[task[1]].parent}: {error.strerror}; set HICMAE_STORE") from None
         advance(task[0].size)
         return None
 

@@ -25,7 +25,7 @@ from hicmae.data.dataset import Batch, Clips, Draw, FinetuneClips, PretrainClips
 from hicmae.data.finish import finish_batch
 from hicmae.data.manifest import Problem
 from hicmae.data.order import Turn
-from hicmae.errors import ClipError, UsageError, raise_unknown
+from hicmae.errors import ClipError, HicmaeError, UsageError, raise_unknown
 
 Spec = list[Draw]
 ON_ERROR = ("fail", "skip")
@@ -45,14 +45,20 @@ def share(batch_size: int, slot: int, slots: int) -> list[int]:
     return first + [batch_size - 1 - position for position in reversed(first)]
 
 
-class _WholeBatches(Dataset[Batch]):
-    """Makes a whole batch at once, inside one worker; with `packed` frames are bytes, to be finished on a device."""
+class _WholeBatches(Dataset[Batch | HicmaeError]):
+    """Makes a whole batch at once, inside one worker; with `packed` frames are bytes, to be finished on a device.
+
+    An error is handed over like a batch: torch would raise it again as a RuntimeError of many lines.
+    """
 
     def __init__(self, clips: Clips, packed: bool) -> None:
         self.make = clips.packed_batch if packed else clips.batch
 
-    def __getitem__(self, spec: Spec) -> Batch:
-        return self.make(spec)
+    def __getitem__(self, spec: Spec) -> Batch | HicmaeError:
+        try:
+            return self.make(spec)
+        except HicmaeError as error:
+            return error
 
 
 class _Order:
@@ -86,7 +92,7 @@ class Batches:
         self.waiting_s = 0.0  # time spent waiting for data; set to 0 by whoever reports it
         self._plan, self._order = plan, _Order()
         self._device = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[Batch | HicmaeError] = DataLoader(
             _WholeBatches(clips, packed=self._device is not None),
             batch_size=None,
             sampler=self._order,
@@ -97,7 +103,10 @@ class Batches:
         )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from a step on; in training, accumulation_steps of them make one step."""
+        """The batches of an epoch from a step on; in training, accumulation_steps of them make one step.
+
+        Raises ClipError for a clip that could be used when the batches were planned and cannot be any more.
+        """
         specs = self._plan(epoch)
         self._order.specs = specs[start_step * (len(specs) // max(1, self.steps_per_epoch)) :]
         batches = iter(self._loader)
@@ -107,6 +116,8 @@ class Batches:
             self.waiting_s += time.perf_counter() - begun
             if batch is None:
                 return
+            if isinstance(batch, HicmaeError):
+                raise batch
             yield finish_batch(batch, self._device) if self._device else batch
 
 
@@ -173,14 +184,14 @@ def _sources(
     if os.environ.get("HICMAE_STORE") == "off":
         everything = wanted
         source = DirectClips(everything, corpus, image_px)
-        problems += manifest.check_clips(wanted, modality)
+        problems += manifest.check_clips(wanted, modality, frames=True)  # as the store would find them
     else:  # all samples of the corpus, so that all folds share the packs
         everything = corpus.samples(location.corpus_root(corpus.name))
         source = ClipStore(everything, corpus, image_px, modality)
         source.build()
         problems += source.problems()
-    used = {sample.sample_id for sample in wanted}
-    bad = {problem.sample_id: problem for problem in problems if problem.sample_id in used}
+    first = {problem.sample_id: problem for problem in reversed(problems)}  # of every clip
+    bad = {sample.sample_id: first[sample.sample_id] for sample in wanted if sample.sample_id in first}
     if bad and policy == "fail":
         _refuse(list(bad.values()), corpus)
     number = {sample.sample_id: index for index, sample in enumerate(everything)}

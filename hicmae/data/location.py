@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 
 from hicmae.data import corpora
-from hicmae.errors import UsageError
+from hicmae.errors import UsageError, raise_unknown
 
 
 def config_file() -> Path:
@@ -39,8 +39,9 @@ def find_root(name: str) -> Path | None:
     folder = Path(os.environ.get("HICMAE_DATA", "")) / corpus.folder
     if os.environ.get("HICMAE_DATA") and folder.is_dir():
         return folder
-    line = _configured().get(corpus.folder)
-    return Path(str(line)).expanduser() if line else None
+    lines = _configured()
+    line = lines.get(corpus.folder) or lines.get(name)
+    return _expanded(line) if line else None
 
 
 def corpus_root(name: str) -> Path:
@@ -66,6 +67,18 @@ def _configured() -> dict[str, object]:
         import tomli as tomllib
     try:
         with config_file().open("rb") as file:
-            return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+            lines: dict[str, object] = tomllib.load(file)
+    except (OSError, ValueError) as error:  # bad TOML and bad UTF-8 are ValueErrors
         raise UsageError(f'{config_file()}: unreadable ({error}); one line per corpus: name = "/folder"') from None
+    known = {*corpora.names(), *(corpora.get(name).folder for name in corpora.names())}
+    for name in lines:
+        if name not in known:
+            raise_unknown(f"corpus in {config_file()}", name, known)
+    return lines
+
+
+def _expanded(line: object) -> Path:
+    try:
+        return Path(str(line)).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise UsageError(f"{config_file()}: {line}: {error}; write the whole path") from None

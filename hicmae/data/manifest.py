@@ -5,6 +5,7 @@ python -c "from hicmae.data.manifest import fingerprint; print(fingerprint('synt
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 FINGERPRINT_LENGTH = 32
 MISSING = "missing"
+_NO_BYTES = {errno.ENOENT: MISSING, errno.ENOTDIR: MISSING, errno.ENAMETOOLONG: "name too long"}  # a digest for each reason
 _BLOCK = 1 << 20
 _CACHE_FORMAT = 2
 
@@ -97,7 +100,7 @@ def duplicates(paths: Iterable[Path]) -> list[list[Path]]:
     """Files and folders of frames that hold the same bytes. Only those of equal size are read, by `file_digests`."""
     sizes: dict[int, list[Path]] = {}
     for path in paths:
-        if path.exists():
+        with suppress(OSError):  # what is not there or may not be looked at is told by `check_clips`
             sizes.setdefault(_size(path), []).append(path)
     suspects = [path for same in sizes.values() if len(same) > 1 for path in same]
     groups: dict[str, list[Path]] = {}
@@ -135,8 +138,10 @@ def _digest_of(path: Path, one: Callable[[Path, os.stat_result], str]) -> str:
             return one(path, state)
         files = sorted(entry for entry in path.iterdir() if entry.is_file())
         return _hash(json.dumps([[file.name, one(file, file.stat())] for file in files]).encode())
-    except FileNotFoundError:
-        return MISSING
+    except OSError as error:
+        if error.errno not in _NO_BYTES:
+            raise
+        return _NO_BYTES[error.errno]
 
 
 class _DigestCache:

@@ -5,6 +5,7 @@ hicmae data show clip.mp4
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ import numpy as np
 
 from hicmae.config import EncoderConfig
 from hicmae.data import clips, sampling
-from hicmae.errors import ClipError
+from hicmae.errors import ClipError, UsageError
 
 STRIDE = 4  # frames, as in the published input
 
 
 def draw_clip(path: Path, output: Path) -> Path:
-    """Write the PNG of a clip's first test view, without the streams that it lacks. Raises ClipError for a broken file."""
+    """Write the PNG of a clip's first test view, without the streams that it lacks; returns its path.
+
+    Raises ClipError for a broken file, UsageError for an output that is no PNG.
+    """
     from matplotlib.figure import Figure
 
+    output = _png(output)
     encoder = EncoderConfig()
     facts = clips.probe(path)
     if facts.width is None and facts.sample_rate_hz is None:
@@ -32,10 +37,20 @@ def draw_clip(path: Path, output: Path) -> Path:
         _draw_frames(figure, grid, path, encoder)
     if facts.sample_rate_hz:
         _draw_sound(figure, grid[rows - 2 :, :].subgridspec(2, 1), path, encoder)
-    figure.suptitle(_title(path, facts), fontsize="small")
+    figure.suptitle(_title(path, facts), fontsize="small", parse_math=False)  # a name may have two dollar signs
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in any script; they become boxes
+        figure.savefig(output, dpi=120)
     return output
+
+
+def _png(output: Path) -> Path:
+    placed = output if output.suffix else output.with_suffix(".png")
+    if placed.suffix.lower() != ".png" or output.is_dir():
+        example = output / "clip.png" if output.is_dir() else output.with_suffix(".png")
+        raise UsageError(f"{output}: the picture is a PNG; give the name of a file, such as {example}")
+    return placed
 
 
 def _title(path: Path, facts: clips.Probe) -> str:
@@ -67,9 +82,11 @@ def _draw_sound(figure: Any, grid: Any, path: Path, encoder: EncoderConfig) -> N
     seconds = np.arange(len(wave)) / clips.SAMPLE_RATE_HZ
     top = figure.add_subplot(grid[0])
     top.plot(seconds, wave, linewidth=0.3)
-    top.set_xlim(0, max(seconds[-1], encoder.audio_frames / 100))
+    seen_s = encoder.audio_frames / 100
+    top.axvspan(0, seen_s, color="tab:orange", alpha=0.2)  # what the picture below shows
+    top.set_xlim(0, max(seconds[-1], seen_s))
     top.set_xlabel("s", fontsize="x-small")
     features = audio.fbank(torch.from_numpy(wave), encoder.audio_frames, encoder.mel_bins)
     bottom = figure.add_subplot(grid[1])
-    bottom.imshow(features.T.numpy(), origin="lower", aspect="auto", extent=(0, encoder.audio_frames / 100, 0, encoder.mel_bins))
+    bottom.imshow(features.T.numpy(), origin="lower", aspect="auto", extent=(0, seen_s, 0, encoder.mel_bins))
     bottom.set_ylabel("mel bin", fontsize="x-small")

@@ -5,6 +5,7 @@ Pre-trained models get reconstructions, fine-tuned ones layer weights, both atte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,9 +31,7 @@ def _draw(loaded: Loaded, files: Sequence[Path], folder: Path, method: str, seed
     classifier = as_classifier(loaded)
     config = viewing(loaded, classifier)
     features = []
-    unique = len({file.stem for file in files}) == len(files)
-    for file, views in zip(files, ClipReader(config, files), strict=True):
-        name = file.stem if unique else f"{file.parent.name}-{file.stem}"
+    for file, name, views in zip(files, _names(files), ClipReader(config, files), strict=True):
         first = {name: value[0] for name, value in views.items()}
         if isinstance(loaded.model, HiCMAEPretrain):
             figure = _reconstruction(loaded.model, first, file, seed)
@@ -42,6 +41,19 @@ def _draw(loaded: Loaded, files: Sequence[Path], folder: Path, method: str, seed
             yield pictures.save(figure, folder / f"attention-{name}.png")
         features.append(_features(classifier, views))
     yield from _of_all(classifier, config, loaded, files, features, folder, method, seed)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """One name for each file: its own, with its folder where two are alike, with a number where that is not enough."""
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        names = [f"{file.parent.name}-{file.stem}" for file in files]
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        names[i] = name if name not in taken else next(other for other in numbered if other not in {*taken, *names})
+        taken.add(names[i])
+    return names
 
 
 def _of_all(

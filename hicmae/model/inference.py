@@ -1,6 +1,7 @@
 """Answers and features for media files: `hicmae predict CLIP...` and `hicmae embed CLIP...`.
 
-A clip is seen as in evaluation: evenly spread views, without any chance, merged as the release merges them.
+A clip is seen as in the run's own evaluation (stride, views, crops), but never with a random gain of its sound, and its views
+are merged as the release merges them.
 
 Legend: V views, S clips, K classes or targets, W width of the features.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hicmae import presets
-from hicmae.config import DataConfig, EvaluationConfig, FinetuneConfig, PretrainConfig
+from hicmae.config import DataConfig, FinetuneConfig, PretrainConfig
 from hicmae.data import corpora
 from hicmae.data.clipstore import DirectClips
 from hicmae.data.corpora import Corpus, Sample
@@ -57,21 +58,24 @@ def predict(loaded: Loaded, files: Sequence[Path], device: torch.device | None =
     return np.concatenate([merge_views(views[:, None], config.head.task) for views in raw])
 
 
-def embed(loaded: Loaded, files: Sequence[Path], modality: str = "AV", device: torch.device | None = None) -> Floats:
-    """Features (S, W) before the head, averaged over the views; `modality` is for pre-trained models, which have no head."""
+def embed(loaded: Loaded, files: Sequence[Path], modality: str | None = None, device: torch.device | None = None) -> Floats:
+    """Features (S, W) before the head, averaged over the views.
+
+    `modality` is for pre-trained models, which have no head: AV unless it is given. Raises UsageError where a fine-tuned
+    model has another one, and ClipError, naming the file, for one that cannot be used.
+    """
     model = as_classifier(loaded, modality)
     config = viewing(loaded, model)
     return np.stack([views.mean(0) for views in _over_clips(model, config, files, model.features, device)])
 
 
 def viewing(loaded: Loaded, model: HiCMAEClassifier) -> FinetuneConfig:
-    """The configuration with which files are seen: the model's own, or one made from its pre-training."""
+    """The configuration with which files are seen: the model's own, or one made from its pre-training; no random gain."""
     config = loaded.config
     if isinstance(config, PretrainConfig):
-        config = dataclasses.replace(
-            presets.finetune(), encoder=config.encoder, head=model.head_config, data=DataConfig(config.data.corpus)
-        )
-    return dataclasses.replace(config, evaluation=EvaluationConfig(segments=config.evaluation.segments))
+        data = DataConfig(config.data.corpus, stride_frames=config.data.stride_frames)
+        config = dataclasses.replace(presets.finetune(), encoder=config.encoder, head=model.head_config, data=data)
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, random_gain=False))
 
 
 def with_head(loaded: Loaded) -> tuple[HiCMAEClassifier, FinetuneConfig]:
@@ -81,12 +85,14 @@ def with_head(loaded: Loaded) -> tuple[HiCMAEClassifier, FinetuneConfig]:
     return loaded.model, loaded.config
 
 
-def class_names(config: FinetuneConfig, corpus: str | None = None) -> list[str]:
-    """The names of a model's outputs: those of its corpus, or of the one that is named, else numbers.
+def class_names(config: FinetuneConfig, corpus: str | None = None, written: Sequence[str] = ()) -> list[str]:
+    """The names of a model's outputs: of the corpus that is named, else those `written` beside it, its corpus', or numbers.
 
     Raises UsageError when the corpus has another number of classes or targets than the model has outputs.
     """
     outputs = config.head.outputs
+    if not corpus and len(written) == outputs:
+        return list(written)
     known = corpora.get(corpus) if corpus else known_corpus(config.data.corpus)
     if known is None:
         return [str(i) for i in range(outputs)]

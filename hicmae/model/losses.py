@@ -110,12 +110,20 @@ def finetune_loss(logits: Tensor, targets: Tensor, head: HeadConfig, label_smoot
 
 
 def ccc_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 - the mean over targets of Lin's concordance correlation over the batch, (B, K) each."""
+    """1 - the mean over targets of Lin's concordance correlation over the batch, (B, K) each.
+
+    No mean over clips: a batch cut up by accumulation gives another loss, and of one clip nothing can be learnt.
+    """
     centred, centred_targets = outputs - outputs.mean(0), targets - targets.mean(0)
     covariance = (centred * centred_targets).mean(0)
     spread = centred.square().mean(0) + centred_targets.square().mean(0)
     distance = (outputs.mean(0) - targets.mean(0)).square()
     return 1 - (2 * covariance / (spread + distance).clamp_min(1e-8)).mean()
+
+
+def of_all_processes(local: Tensor) -> Tensor:
+    """(B, K) of every process -> (W * B, K) on each, so that the mean of the processes' gradients is that of one process."""
+    return _AllGather.apply(local[None])[0] if _processes() > 1 else local  # (1, W * B, K) -> (W * B, K)
 
 
 @cache

@@ -8,8 +8,10 @@ Legend: B batch, N tokens, T frames, H height, W width, F spectrogram steps, M m
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -31,20 +33,24 @@ FEWEST = 3  # samples in a map of features
 _SHOWN_FRAMES = 8
 _GREY = 0.5
 _DPI = 130
+_AS_WRITTEN: Any = {"text.parse_math": False}  # a $ in the name of a file is no formula
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
+        figure.savefig(path, dpi=_DPI, bbox_inches="tight")
     return path
 
 
+@mpl.rc_context(_AS_WRITTEN)
 @torch.inference_mode()
 def reconstruction(
     model: HiCMAEPretrain, video: Tensor, audio: Tensor, masked_video: Tensor, masked_audio: Tensor, title: str = ""
 ) -> Figure:
-    """Input, what the model sees, and its output, for one clip: (3, T, H, W), (1, F, M) and masks (N,).
+    """Input, input with its masks, and output, for one clip: (3, T, H, W), (1, F, M) and masks (N,).
 
     The model predicts patches without their mean and deviation; those are taken from the input, as in the MAE papers.
     """
@@ -57,8 +63,8 @@ def reconstruction(
     if title:
         figure.suptitle(title)
     top, bottom = _halves(figure, (1.1, 1))
-    _film(top, [("input", _pixels(video)), ("seen", seen_video), ("output", frames)])
-    _spectrograms(bottom, [("input", audio[0]), ("seen", seen_audio), ("output", sound)])
+    _film(top, [("video\ninput", _pixels(video)), ("video\nmasked", seen_video), ("video\noutput", frames)])
+    _spectrograms(bottom, [("sound\ninput", audio[0]), ("sound\nmasked", seen_audio), ("sound\noutput", sound)])
     return figure
 
 
@@ -103,13 +109,14 @@ def cross_attention(model: HiCMAEClassifier, video: Tensor, audio: Tensor) -> tu
     return read["video"].reshape(encoder.video_grid), read["audio"].reshape(encoder.audio_grid)
 
 
+@mpl.rc_context(_AS_WRITTEN)
 def attention(model: HiCMAEClassifier, video: Tensor, audio: Tensor, title: str = "") -> Figure:
-    """Where the sound looks in the video and where the video listens in the sound, over the clip itself."""
+    """Where the sound looks in the video, over its frames, and where the video listens in the sound, below its spectrogram."""
     on_video, on_audio = cross_attention(model, video, audio)
     encoder = model.encoder_config
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    figure = Figure(figsize=(14, 6.4), layout="constrained")
     figure.suptitle(title or "Attention between the streams, last fusion layer")
-    top, bottom = _halves(figure, (1, 1))
+    top, bottom = _halves(figure, (1, 1.5))
     slices = _spread(encoder.video_grid[0])
     for axes, t in zip(top.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
         axes.imshow(_pixels(video)[t * encoder.tubelet_frames])
@@ -120,20 +127,24 @@ def attention(model: HiCMAEClassifier, video: Tensor, audio: Tensor, title: str 
         )
         _plain(axes, f"frame {t * encoder.tubelet_frames}")
     top.colorbar(shown, ax=top.axes, label="read by sound\n(1 = uniform)")
-    axes = bottom.subplots()
-    axes.imshow(audio[0].T, origin="lower", aspect="auto", cmap="gray")
+    heard, read = bottom.subplots(2, 1, sharex=True)
     extent = (-0.5, encoder.audio_frames - 0.5, -0.5, encoder.mel_bins - 0.5)
+    sound = heard.imshow(audio[0].T, origin="lower", aspect="auto", cmap="gray", extent=extent)
+    bottom.colorbar(sound, ax=heard, label="sound\n(normalised)")
     heat = on_audio.T * on_audio.numel()
-    shown = axes.imshow(
-        heat, cmap="inferno", alpha=0.55, extent=extent, origin="lower", aspect="auto", vmin=0, vmax=_top(on_audio)
-    )
-    axes.set(xlabel="time (10 ms)", ylabel="mel bin")
-    bottom.colorbar(shown, ax=axes, label="read by video\n(1 = uniform)")
+    tokens = read.imshow(heat, cmap="inferno", extent=extent, origin="lower", aspect="auto", vmin=0, vmax=_top(on_audio))
+    bottom.colorbar(tokens, ax=read, label="read by video\n(1 = uniform)")
+    heard.set(ylabel="mel bin")
+    read.set(xlabel="time (10 ms)", ylabel="mel bin")
     return figure
 
 
+@mpl.rc_context(_AS_WRITTEN)
 def feature_map(features: ArrayLike, labels: Sequence[str], method: str = "pca", seed: int = 0, title: str = "") -> Figure:
-    """Features (S, W) in two dimensions by PCA or t-SNE, coloured by label. Raises UsageError for fewer than 3 samples."""
+    """Features (S, W) in two dimensions by PCA or t-SNE, coloured by label; the title ends with how.
+
+    Raises UsageError for fewer than 3 samples.
+    """
     points, share = _flat(np.asarray(features, dtype=np.float64), method, seed)
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -143,7 +154,7 @@ def feature_map(features: ArrayLike, labels: Sequence[str], method: str = "pca",
         chosen = np.array([label == name for label in labels])
         colour = colours(i) if len(names) <= 10 else colours(i / (len(names) - 1))
         axes.scatter(points[chosen, 0], points[chosen, 1], s=18, color=colour, label=name, alpha=0.85)
-    axes.set(title=title or f"Features before the head, {share}", xticks=[], yticks=[])
+    axes.set(title=f"{title or 'Features before the head'}, {share}", xticks=[], yticks=[])
     axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 

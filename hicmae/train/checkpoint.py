@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,19 +105,12 @@ def _read_or_warn(path: Path, rename_damaged: bool) -> Checkpoint | None:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], **about: str) -> None:
     """Write a model's state dict as one safetensors file, whole or not at all. Raises HicmaeError when that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _save_tensors(temporary, weights, about)
-        temporary.replace(path)
-        _sync(path.parent)
-    except Exception as error:
-        if not _is_io(error):
-            raise
-        raise HicmaeError(
-            f"cannot write the weights {path}: {_one_line(error)}; free space there and launch the run again"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write_whole(path, lambda temporary: _save_tensors(temporary, weights, about))
+
+
+def copy_weights(source: Path, path: Path) -> None:
+    """Copy a file of weights, whole or not at all. Raises HicmaeError when that fails."""
+    _write_whole(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def remove_all(folder: Path) -> None:
@@ -135,9 +128,27 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except Exception as error:
+        if not _is_io(error):
+            raise
+        raise HicmaeError(
+            f"cannot write the weights {path}: {_one_line(error)}; free space there and launch the run again"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _write(temporary: Path, final: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     temporary.mkdir(parents=True)
     _save_tensors(temporary / _TENSORS, tensors, {})
+    _sync(temporary / _TENSORS)
     content = {
         "format": _FORMAT,
         "step": step,
@@ -159,7 +170,6 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     from safetensors.torch import save_file
 
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata=dict(about))
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -28,9 +28,9 @@ def start_from(model: HiCMAEClassifier, config: FinetuneConfig, runs_root: Path)
     path = weights_of_run(config, runs_root) if initial.source == "run" else official_file(initial.reference)
     state = read_checkpoint(path)
     if "fc_norm.weight" in state:  # fine-tuned by the authors
-        load_official(model, state)
+        load_official(model, state, str(path))
     else:
-        initialise_from_pretrain(model, state)
+        initialise_from_pretrain(model, state, str(path))
 
 
 def check_modality(config: FinetuneConfig, runs_root: Path) -> None:

@@ -20,7 +20,7 @@ from hicmae.config import AugmentConfig, EngineConfig, FinetuneConfig, PretrainC
 from hicmae.errors import UsageError
 from hicmae.model.classify import HiCMAEClassifier
 from hicmae.model.layers import set_activation_checkpointing
-from hicmae.model.losses import finetune_loss, pretrain_loss
+from hicmae.model.losses import finetune_loss, of_all_processes, pretrain_loss
 from hicmae.model.pretrain import HiCMAEPretrain
 from hicmae.seeding import seed_globals, seeded, torch_generator
 from hicmae.train.optim import local_batch
@@ -52,7 +52,7 @@ class PretrainObjective(nn.Module):
 
 
 class FinetuneObjective(nn.Module):
-    """The task's loss."""
+    """The task's loss: a mean over clips, but for `ccc`, a figure of the whole micro-batch, which is gathered for it."""
 
     def __init__(self, config: FinetuneConfig, model: HiCMAEClassifier) -> None:
         super().__init__()
@@ -63,6 +63,8 @@ class FinetuneObjective(nn.Module):
         targets = batch["label" if self.config.head.task == "classification" else "targets"]
         with autocast(self.config.engine, targets.device):
             scores = self.model(batch.get("video"), batch.get("audio"), drop_keep)
+        if self.config.head.loss == "ccc":
+            scores, targets = of_all_processes(scores.float()), of_all_processes(targets)
         return {"loss": finetune_loss(scores, targets, self.config.head, self.config.augment.label_smoothing)}
 
 
@@ -126,9 +128,7 @@ def mixing(config: RunConfig, processes: int) -> Callable[[Batch, int], None] | 
     B - 1 - i; the loader hands out samples so that these pairs are the same on any number of processes.
     Raises UsageError when a process would get an odd number of samples.
     """
-    if isinstance(config, PretrainConfig) or not (config.augment.mixup or config.augment.cutmix):
-        return None
-    if "V" not in config.head.modality:  # only the labels would be mixed
+    if isinstance(config, PretrainConfig) or not config.mixes():
         return None
     if local_batch(config.optim, processes) % 2:
         raise UsageError("mixup and cutmix pair samples: batch_size / (processes x accumulation_steps) must be even")

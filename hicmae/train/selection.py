@@ -85,9 +85,13 @@ class Selector:
         return {name: values for name, (values, _) in found.items()}, [table for _, table in found.values()]
 
     def keep_selected_weights(self, best: Best) -> None:
-        """Move the weights of the epoch chosen by validation to checkpoints/validation.safetensors."""
+        """Copy the weights of the epoch chosen by validation to checkpoints/validation.safetensors.
+
+        The file that a checkpoint names stays until the result is written: until then the run may be executed again.
+        """
         if "validation" in best:
-            self._path("validation", best["validation"]["epoch"]).replace(self._folder.parent / "validation.safetensors")
+            chosen = self._path("validation", best["validation"]["epoch"])
+            checkpoint.copy_weights(chosen, self._folder.parent / "validation.safetensors")
 
     def _of_validation(self, best: Best) -> Evaluation | None:
         from safetensors.torch import load_file

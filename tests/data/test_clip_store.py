@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import time
 from pathlib import Path
@@ -16,10 +17,11 @@ from media_files import grey_frames, tone, write_clip, write_table
 from numpy.typing import NDArray
 from PIL import Image
 
-from hicmae.data import clips, corpora
-from hicmae.data.clipstore import ClipStore, Crop, DirectClips, PackedFiles, Recipe, from_jpeg, resized, to_jpegs
+from hicmae.data import clips, clipstore, corpora, manifest
+from hicmae.data.clipstore import ClipStore, DirectClips, PackedFiles, build_all
+from hicmae.data.recipe import Crop, Recipe, from_jpeg, resized, to_jpegs
 from hicmae.data.store import Pack, PackDamaged, Parts, pack_parts, write_pack
-from hicmae.errors import ClipError
+from hicmae.errors import ClipError, HicmaeError
 
 
 def store_of(table: Path, root: Path, image_px: int = 32, modality: str = "AV") -> ClipStore:
@@ -102,6 +104,7 @@ def test_a_second_run_decodes_nothing_and_the_sound_is_shared_by_sizes(tmp_path:
     store_of(table, tmp_path / "store")
     before = {path: path.stat().st_mtime_ns for path in packs(tmp_path / "store")}
     monkeypatch.setattr(Recipe, "record", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(PackedFiles, "build", lambda *_: pytest.fail("locked, which a store that is only read cannot be"))
     store = store_of(table, tmp_path / "store")
     assert store.frames(2, [0]).shape == (1, 32, 32, 3)
     assert {path: path.stat().st_mtime_ns for path in packs(tmp_path / "store")} == before
@@ -264,6 +267,70 @@ def test_a_killed_build_leaves_nothing_half_written(tmp_path: Path) -> None:
     for pack in packs(tmp_path / "store"):
         Pack(pack)
     assert store_of(table, tmp_path / "store").problems() == []
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_what_a_killed_build_left_of_a_pack_goes_with_the_next_and_other_packs_keep_theirs(tmp_path: Path) -> None:
+    sound = write_clip(tmp_path / "a.wav", None, tone(0.2, 16000))
+    packed = PackedFiles(tmp_path / "store", Recipe("sound"), [sound], {sound: "its digest"})
+    pack = packed.packs[0]
+    pack.parent.mkdir(parents=True)
+    left, other = pack.with_name(f".{pack.name}.4194304.tmp"), pack.with_name(".0123.pack.4194304.tmp")
+    for path in (left, other):
+        path.write_bytes(b"half a record")
+    assert bytes(packed.build(0).record(0))
+    assert not left.exists() and other.exists()
+
+
+class Tiny(Recipe):
+    """A record without a file."""
+
+    def record(self, path: Path) -> bytes | str:
+        return pack_parts([path.name.encode()]) if path.name != "13" else "no sound stream"
+
+
+def tiny_packs(root: Path, count: int) -> list[PackedFiles]:
+    files = [root / str(number) for number in range(count)]
+    digests = {path: path.name if path.name != "13" else manifest.MISSING for path in files}
+    return [PackedFiles(root, Tiny(kind), files, digests) for kind in ("video", "sound")]
+
+
+def build_and_read_with_few_files(root: Path) -> None:
+    """Twice, so that the second finds all packs; every process starts with some files open."""
+    clipstore.PACK_CLIPS = 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
+    for _ in range(2):
+        kinds = tiny_packs(root, 200)
+        build_all(kinds)
+        for packed in kinds:
+            assert [path.name for path in packed.reasons()] == ["13"]
+            assert bytes(packed.parts(199).part(0)) == b"199"
+            read = [bytes(packed.parts(number).part(0)).decode() for number in range(200) if number != 13]
+            assert read == [str(number) for number in range(200) if number != 13]
+
+
+def test_a_store_of_more_packs_than_a_process_may_open_files(tmp_path: Path) -> None:
+    job = multiprocessing.get_context("fork").Process(target=build_and_read_with_few_files, args=(tmp_path,))
+    job.start()
+    job.join(120)
+    assert job.exitcode == 0
+
+
+def test_what_was_read_from_a_pack_stays_when_the_pack_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clipstore, "OPEN_PACKS", 1)
+    packed, _ = tiny_packs(tmp_path, 40)
+    parts = packed.parts(0)
+    for number in (2, 20, 39):
+        assert bytes(packed.parts(number).part(0)) == str(number).encode()
+    assert bytes(parts.part(0)) == b"0"
+
+
+def test_a_store_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    packed, _ = tiny_packs(tmp_path / "store", 1)
+    for use in (packed.build, packed.pack):
+        with pytest.raises(HicmaeError, match=r"^clip store .*: Not a directory; set HICMAE_STORE$"):
+            use(0)
 
 
 @pytest.mark.parametrize(("clips_there", "expected"), [(1, 1), (20, 20), (1000, 32), (100_000, 391)])

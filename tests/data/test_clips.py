@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -42,11 +45,13 @@ def test_frames_come_by_number_and_in_the_order_asked_for(tmp_path: Path) -> Non
     assert times == pytest.approx(np.arange(31) / 25, abs=1e-3)
 
 
-def test_decord_and_pyav_see_the_same_pixels(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), dtype=np.uint8)
+@pytest.mark.parametrize("width", [64, 72, 48, 24, 16, 2])  # all but the first are of those that decord pads
+def test_decord_and_pyav_see_the_same_pixels(tmp_path: Path, width: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 48, width, 3), dtype=np.uint8)
     path = write_clip(tmp_path / "noise.mp4", noise)
     with av.open(str(path)) as container:
         independent = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert clips.open_frames(path).read([7])[0].shape == (48, width, 3)
     for ours, theirs in zip(clips.all_frames(clips.open_frames(path)), independent, strict=True):
         assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
@@ -127,13 +132,14 @@ def test_probe_reads_streams_without_decoding(tmp_path: Path) -> None:
     assert facts.sound_s == pytest.approx(2.5, abs=0.05)
 
 
-def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+def test_missing_empty_and_foreign_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for use in (clips.open_frames, clips.read_sound, clips.probe):
         assert refusal(use, tmp_path / "nowhere.mp4") == "missing"
         (tmp_path / "empty.mp4").touch()
         assert refusal(use, tmp_path / "empty.mp4") == "empty file"
         (tmp_path / "text.mp4").write_text("this is no film" * 100)
-        assert "cut off, damaged or not a media file" in refusal(use, tmp_path / "text.mp4")
+        assert "not a media file (Invalid data found when processing input)" in refusal(use, tmp_path / "text.mp4")
+    assert capfd.readouterr() == ("", "")  # decord's own words
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -143,6 +149,65 @@ def test_a_file_that_is_cut_off(tmp_path: Path, share: float) -> None:
     path.write_bytes(whole[: int(len(whole) * share)])
     for use in (clips.open_frames, clips.read_sound, clips.probe):
         assert "cut off, damaged" in refusal(use, path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder that may not be entered, by root neither."""
+    user, mode = os.geteuid(), folder.stat().st_mode
+    folder.chmod(0)
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(mode)
+
+
+def test_a_path_that_may_not_or_cannot_be_looked_at(tmp_path: Path) -> None:
+    hidden = write_clip(tmp_path / "locked" / "a.mp4", grey_frames(2)).parent
+    for use in (clips.open_frames, clips.read_sound, clips.probe):
+        with locked(hidden):
+            assert refusal(use, hidden / "a.mp4") == "unreadable (Permission denied)"
+        assert refusal(use, tmp_path / f"{'n' * 300}.mp4") == "unreadable (File name too long)"
+    (tmp_path / "frames").mkdir()
+    tmp_path.chmod(0o711)
+    with locked(tmp_path / "frames"):
+        assert "Permission denied" in refusal(clips.open_frames, tmp_path / "frames")
+
+
+def broken_off(path: Path, whole: Path) -> tuple[Path, int]:
+    """The clip with its index at the front, cut off in the middle of a piece of sound; and the frames before that."""
+    front = path.with_name("front.mp4")
+    with av.open(str(whole)) as source, av.open(str(front), "w", options={"movflags": "faststart"}) as sink:
+        copies = {stream: sink.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream]
+                sink.mux(packet)
+    with av.open(str(front)) as container:
+        packets = sorted((packet.pos, packet.stream.type) for packet in container.demux() if packet.size)
+    cut = [number for number, (_, kind) in enumerate(packets) if kind == "audio"][8]
+    path.write_bytes(front.read_bytes()[: packets[cut][0] + 20])
+    return path, sum(kind == "video" for _, kind in packets[:cut])
+
+
+def undecodable(path: Path) -> str:
+    return refusal(lambda place: list(clips.all_frames(clips.open_frames(place))), path)
+
+
+def test_why_frames_cannot_be_decoded_is_said_in_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    whole = write_clip(tmp_path / "whole.mp4", noise, tone(1.6, 16000))
+    reason = "frames cannot be decoded; the file is cut off or damaged"
+    cut, frames = broken_off(tmp_path / "cut.mp4", whole)
+    assert undecodable(cut) == f"{reason} ({frames} of 40 frames are there)" and frames > 5
+    data = bytearray(whole.read_bytes())
+    start = data.find(b"mdat") + 4
+    data[start : start + len(data) // 2] = bytes(len(data) // 2)
+    (tmp_path / "zeros.mp4").write_bytes(data)
+    assert undecodable(tmp_path / "zeros.mp4") == f"{reason} (Invalid data found when processing input)"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_frames_that_are_overwritten_are_refused_or_decoded_but_never_missing(tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def test_werewolf_folds_and_targets_equal_the_released_ones_id_by_id() -> None:
 
 def test_crema_d_counts_and_folds() -> None:
     names = crema_names()
-    files = [f"VideoFlash/{name}.flv" for name in names] + [f"AudioWAV/{name}.wav" for name in names]
+    folders = {"AudioMP3": "mp3", "AudioWAV": "wav", "VideoFlash": "flv"}  # as distributed
+    files = [f"{folder}/{name}.{suffix}" for folder, suffix in folders.items() for name in names]
     found = listed("crema_d", files)
     assert len(names) == 7442
     assert len(found) == corpora.get("crema_d").published["samples"] == 7438

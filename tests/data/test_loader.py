@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -325,6 +326,51 @@ def test_clips_that_cannot_be_used_stop_the_run_or_are_counted(tmp_path: Path) -
         finetune_batches(finetune(table, head__modality="V", optim__batch_size=2), "train", on_error="skip").skipped[0].sample_id
         == "clip03"
     )
+
+
+def damage(path: Path) -> None:
+    """Frames that cannot be decoded behind a header that is whole."""
+    data = bytearray(
+        write_clip(path, np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8), tone(0.8, 16000)).read_bytes()
+    )
+    start = data.find(b"mdat") + 4
+    data[start : start + len(data) // 2] = bytes(len(data) // 2)
+    path.write_bytes(data)
+
+
+def test_without_the_store_the_same_clips_are_left_out_and_the_batches_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path, clips=8, frames=20)
+    (tmp_path / "clips/clip01.mp4").unlink()
+    damage(tmp_path / "clips/clip02.mp4")
+    write_clip(tmp_path / "clips/clip03.mp4", grey_frames(20))  # without sound
+    with table.open("a") as file:
+        file.write(f"long,{'n' * 300}.mp4,calm,p0,1\nunder a file,clips.csv/a.mp4,calm,p0,1\n")
+    found = []
+    for place in (str(tmp_path / "store"), "off"):
+        monkeypatch.setenv("HICMAE_STORE", place)
+        with pytest.raises(ClipError, match=r"clip01.mp4: missing; 4 more clips cannot be used either; see `hicmae data check"):
+            pretrain_batches(pretrain(table, optim__batch_size=2))
+        batches = pretrain_batches(pretrain(table, optim__batch_size=2), on_error="skip")
+        found.append((batches.skipped, list(batches.epoch(0))))
+    (skipped, stored), (skipped_without, direct) = found
+    assert [problem.sample_id for problem in skipped] == ["clip01", "clip02", "clip03", "long", "under a file"]
+    assert skipped[1].reason.startswith("frames cannot be decoded")
+    assert skipped == skipped_without
+    assert len(stored) == len(direct) == 2
+    assert all(same(mine, theirs) for mine, theirs in zip(stored, direct, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_breaks_during_training_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setenv("HICMAE_STORE", "off")
+    batches = pretrain_batches(pretrain(write_table(tmp_path, clips=4, frames=10), optim__batch_size=4), workers=workers)
+    clip = tmp_path / "clips/clip02.mp4"
+    clip.unlink()
+    with pytest.raises(ClipError) as caught:
+        next(batches.epoch(0))
+    assert str(caught.value) == f"{clip}: missing"
 
 
 def test_short_and_odd_clips_make_whole_examples(tmp_path: Path) -> None:

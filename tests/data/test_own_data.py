@@ -1,4 +1,7 @@
-"""Anybody's own data: the authors' list format, class-named folders, tables; and what is refused."""
+"""Anybody's own data: the authors' list format, class-named folders, tables; and what is refused.
+
+More of folders is in test_own_folders.py, of lists of several folds in test_own_splits.py.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,11 @@ from pathlib import Path
 
 import pandas
 import pytest
+from own_files import read, write
 
 from hicmae.data import corpora
-from hicmae.data.corpora import Corpus, Sample
+from hicmae.data.corpora import Sample
 from hicmae.errors import ClipError, UsageError
-
-
-@pytest.fixture(autouse=True)
-def fresh_registry() -> None:
-    corpora.get.cache_clear()
-
-
-def read(name: str) -> tuple[Corpus, dict[str, Sample]]:
-    corpus = corpora.get(name)
-    assert corpus.root is not None
-    return corpus, {sample.sample_id: sample for sample in corpus.samples(corpus.root)}
-
-
-def write(path: Path, *lines: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_a_list_in_the_authors_format(tmp_path: Path) -> None:
@@ -90,7 +77,18 @@ def test_links_that_the_user_made_are_followed_and_a_list_alone_leads_nowhere_el
         (["../outside.mp4 a.wav 0"], r"l.csv, line 1: ../outside.mp4 points outside the data folder"),
         (["a.mp4 a.wav 0", "/etc/hostname a.wav 0"], r"l.csv, line 2: /etc/hostname points outside the data folder"),
         (["a.mp4 a.wav 0", "a.mp4 a.wav 0"], r"a.mp4: the id a is there twice"),
-        (["a.mp4 a.wav 0", "b.mp4 b.wav 1 2", "c.mp4 c.wav 1"], r"b.mp4: has 2 labels where others have 1"),
+        (
+            ["a.mp4 a.wav 0", "b.mp4 b.wav 1 2"],
+            r"b.mp4: has 2 labels where the first clip, .*a.mp4, has 1; paths with spaces stand in double quotes",
+        ),
+        (["a.mp4 a.wav 0", "b.mp4 0"], r"b.mp4: has 0 labels where the first clip, .*a.mp4, has 1;"),
+        (["my film.mp4 my film.wav 0"], r"targets my film.wav 0 are not numbers; paths with spaces stand in double quotes"),
+        (["a.mp4 happy"], r"line 1: happy is neither a number nor a sound file"),
+        (['"a.mp4 a.wav 0', "b.mp4 b.wav 1"], r"l.csv: unreadable list up to line 2 .* look for a quote left open"),
+        (["a" * 200_000 + " a.wav 0"], r"l.csv: unreadable list up to line 1 \(field larger than field limit"),
+        (["a.mp4 a.wav 99999999", "b.mp4 b.wav 0"], r"the labels reach 99999999, but only 2 differ; number the classes from 0"),
+        (["a.mp4 a.wav " + "9" * 5000], r"the labels reach 999999999999999999, but only 1 differ"),
+        (["a.mp4 a.wav 0.5 inf", "b.mp4 b.wav 1 2"], r"a.mp4: targets 0.5 inf are not numbers"),
         (["a.mp4"], r"l.csv, line 1: needs at least a path and a label"),
         (["a.mp4 a.wav 0.5 much", "b.mp4 b.wav 1 2"], r"a.mp4: targets 0.5 much are not numbers"),
         ([], r"holds no clips"),
@@ -164,13 +162,83 @@ def test_a_parquet_table_with_targets(tmp_path: Path) -> None:
     assert samples["b"].test_folds == (2,)
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "T.PARQUET"])
+@pytest.mark.parametrize("labels", [[1.0, 0.0, 1.0], [1, 0, 1], ["1", "0", "1"]])
+def test_the_column_says_whether_numbers_are_classes(tmp_path: Path, name: str, labels: list[object]) -> None:
+    """Programs write whole numbers with a point where a column has empty cells."""
+    rows = {"video": ["a.mp4", "b.mp4", "c.mp4"], "label": labels, "fold": [2.0, 1.0, None]}
+    pandas.DataFrame(rows).to_parquet(tmp_path / name)
+    corpus, samples = read(f"csv:{tmp_path / name}")
+    assert (corpus.task, corpus.classes) == ("classification", ("0", "1"))
+    assert [(sample.label, sample.test_folds) for sample in samples.values()] == [(1, (2,)), (0, (1,)), (1, ())]
+
+
+@pytest.mark.parametrize("labels", [("²", "³"), ("01", "02"), ("١", "٢"), ("-1", "1")])
+def test_what_is_no_plain_number_is_the_name_of_a_class(tmp_path: Path, labels: tuple[str, str]) -> None:
+    lines = ["video,label", *(f"{number}.mp4,{label}" for number, label in enumerate(labels))]
+    corpus, samples = read(f"csv:{write(tmp_path / 't.csv', *lines)}")
+    assert corpus.classes == labels
+    assert [sample.label for sample in samples.values()] == [0, 1]
+
+
+def test_files_that_are_no_tables_are_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "latin.csv").write_bytes("video,label\nfrüh.mp4,0\n".encode("latin-1"))
+    for name, reason in (
+        ("csv:{}/bad.parquet", "unreadable parquet table"),
+        ("csv:{}/latin.csv", "unreadable table .*UTF-8"),
+        ("list:{}/latin.csv", "unreadable list .*UTF-8"),
+    ):
+        with pytest.raises(ClipError, match=f"(bad.parquet|latin.csv): {reason}") as error:
+            read(name.format(tmp_path))
+        assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match=f"a parquet table is read as csv:{tmp_path}/t.parquet"):
+        corpora.get(f"parquet:{tmp_path}/t.parquet")
+
+
+@pytest.mark.parametrize("up", ["", "../here/", "../link/"])
+def test_relative_places_are_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: str) -> None:
+    for folder in ("here", "far"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    (tmp_path / "here/v").symlink_to(tmp_path / "far")
+    write(tmp_path / "here/clips/train/x.mp4")
+    write(tmp_path / "here/clips/test/x.mp4")
+    write(tmp_path / "here/t.csv", "video", "v/x.mp4", "w/x.mp4")
+    write(tmp_path / "here/l.csv", "v/x.mp4 0", "w/x.mp4 0")
+    monkeypatch.chdir(tmp_path / "here")
+    for name, ids in (
+        ("folder:{}clips", ["test/x", "train/x"]),
+        ("csv:{}t.csv", ["v/x", "w/x"]),
+        ("list:{}l.csv", ["v/x", "w/x"]),
+    ):
+        samples = read(name.format(up))[1]
+        assert sorted(samples) == ids
+        assert all(sample.video and sample.video.is_relative_to(tmp_path / "here") for sample in samples.values())
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (["file,label", "a.mp4,x"], r"has the columns file, label; needs video or audio"),
         (["video,label", "a.mp4,x", "b.mp4,"], r"line 3: a line without label"),
         (["video,audio,label", ",,x"], r"line 2: names neither a video nor an audio file"),
-        (["video,label,fold", "a.mp4,x,first"], r"line 2: fold 'first' is not a number"),
+        (["video,label,fold", "a.mp4,x,first"], r"line 2: fold 'first' is not a number of a fold"),
+        *(
+            (["video,label,fold", f"a.mp4,x,{fold}"], rf"line 2: fold '{fold}' is not a number of a fold; these are whole")
+            for fold in ("inf", "nan", "1.5", "-1", "0", "1 0", "²")
+        ),
+        *(
+            (["video,target_a", f"a.mp4,{value}"], rf"a.mp4: targets {value} are not numbers")
+            for value in ("nan", "inf", "-Infinity", "1e999")
+        ),
+        (["video,label", "a.mp4,99999999", "b.mp4,0"], r"the labels reach 99999999, but only 2 differ"),
+        (["video,label,class", "a.mp4,99999999,x", "b.mp4,0,y"], r"t.csv: the labels reach 99999999, but only 2 differ"),
+        (["video,label,class", "a.mp4,²,x"], r"beside class, label must be one number from 0 for each class; it is ²"),
+        (["video,label,class", "a.mp4,01,x"], r"beside class, label must be one number from 0 for each class; it is 01"),
+        (["video,label", "a.mp4,0.5", "b.mp4,1"], r"t.csv: the label 0.5 is no class; columns of regression targets are named"),
+        (["video,label", "a.mp4," + "x" * 200_000], r"t.csv: unreadable table up to line 2 \(field larger than field limit"),
+        (["video,label", 'a.mp4,"x', "b.mp4,y"], r"t.csv: unreadable table up to line 3 .* look for a quote left open"),
         (["sample_id,video,label", "one,a.mp4,x", "one,b.mp4,x"], r"b.mp4: the id one is there twice \(also .*a.mp4\)"),
         (["video,label", "../../a.mp4,x"], r"points outside the data folder"),
         (["video,label,class", "a.mp4,0,x", "b.mp4,0,y"], r"line 3: label 0 is y here and x above"),

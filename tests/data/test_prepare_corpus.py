@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from experiments.cli_prepare import prepare_command
 from hicmae.data import clips, corpora
 from hicmae.data.prepare.clip import Settings, check_id
 from hicmae.data.prepare.faces import detector
-from hicmae.data.prepare.pipeline import Summary, lock_of, prepare, read_journal
+from hicmae.data.prepare.pipeline import Summary, folder_name, lock_of, prepare, read_journal
 from hicmae.data.synthetic.clip import Take, pictures, sound
 from hicmae.data.synthetic.write import write_media
 from hicmae.errors import HicmaeError, UsageError
@@ -182,6 +182,32 @@ def test_a_changed_source_is_prepared_again_and_a_broken_one_leaves_nothing_old(
 def test_a_folder_holds_clips_of_one_setting(mine: str, whole: Summary) -> None:
     with pytest.raises(UsageError, match="size_px 64 instead of 96; use the same options"):
         go(mine, whole.folder.parent, Settings(size_px=96))
+
+
+def test_a_folder_holds_clips_of_one_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [corpus_of(tmp_path / folder, ["a.wav"]) for folder in ("first", "second")]
+    for take, name in enumerate(("first", "second")):
+        write_media(tmp_path / name / "a.wav", None, voice(take))
+    heard = Settings(modality="A")
+    folder = go(names[0], tmp_path, heard).folder
+    files = media(folder)
+    message = r"mine holds clips made with corpus 'csv:.*first/mine.csv' instead of 'csv:.*second/mine.csv'; .* another --out"
+    with pytest.raises(UsageError, match=message):
+        go(names[1], tmp_path, heard)
+    assert media(folder) == files
+    monkeypatch.chdir(tmp_path / "first")
+    assert go("csv:../first/mine.csv", tmp_path, heard).done_before == 1
+    note = folder / ".prepare" / "settings.json"  # as it was before notes named the corpus
+    note.write_text(json.dumps({key: value for key, value in json.loads(note.read_text()).items() if key != "corpus"}))
+    assert go(names[0], tmp_path, heard).done_before == 1
+
+
+def test_folders_are_called_after_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.v1").mkdir()
+    (tmp_path / "mine.v1" / "table.v2.csv").touch()
+    monkeypatch.chdir(tmp_path / "mine.v1")
+    places = ("folder:.", f"folder:{tmp_path}/mine.v1/", "csv:table.v2.csv", "list:..", "folder:/", "crema_d")
+    assert [folder_name(place) for place in places] == ["mine.v1", "mine.v1", "table.v2", tmp_path.name, "folder", "crema_d"]
 
 
 def test_a_clip_without_a_face_is_reported_and_never_replaced(tmp_path: Path) -> None:
@@ -350,8 +376,10 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         time.sleep(0.01)
 
 
-def interrupted(name: str, out: Path, number: signal.Signals, whole_group: bool = False) -> subprocess.Popen[str]:
+def interrupted(name: str, out: Path, number: signal.Signals, group_s: Sequence[float] = ()) -> subprocess.Popen[str]:
     """A preparation that got the signal when its first clips were done; all its processes have ended.
+
+    With `group_s` all of them got it, again and again after these seconds.
 
     One clip is in other hands all the time, so it cannot have come to its end before.
     """
@@ -362,8 +390,16 @@ def interrupted(name: str, out: Path, number: signal.Signals, whole_group: bool 
         wait_for(lambda: len(list(out.glob("mine/faces/*.mp4"))) >= 2, process)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(family) >= 3
-        (os.killpg if whole_group else os.kill)(process.pid, number)
-        process.communicate(timeout=120)
+        if not group_s:
+            os.kill(process.pid, number)
+        for pause_s in group_s:
+            time.sleep(pause_s)
+            os.killpg(process.pid, number)
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert not (out / "mine" / "faces" / f"{HELD}.mp4").exists()
     return process
@@ -393,7 +429,7 @@ def test_after_a_kill_the_next_call_comes_to_the_same_files(long: str, long_whol
 def test_control_c_finishes_the_clips_in_hand_and_leaves_no_half_files(
     long: str, long_whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert interrupted(long, tmp_path, signal.SIGINT, whole_group=True).returncode == 130
+    assert interrupted(long, tmp_path, signal.SIGINT, group_s=(0, 0.02)).returncode == 130
     written = media(tmp_path / "mine")
     assert all(long_whole[path] == content for path, content in written.items())
     assert {Path(path).stem for path in written} == set(read_journal(tmp_path / "mine"))

@@ -392,6 +392,14 @@ def test_a_study_without_a_corpus_is_refused() -> None:
         experiment.Experiment("s", "t", (experiment.Variant("a"),), ("moon",)).runs(lambda _: "")
 
 
+def test_folders_reach_runs_whole_and_the_word_off_stays_a_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HICMAE_DATA", "off")
+    monkeypatch.setenv("HICMAE_STORE", "off")
+    environment = execution.environment_of_runs()
+    assert (environment["HICMAE_DATA"], environment["HICMAE_STORE"]) == (str(tmp_path / "off"), "off")
+
+
 def test_the_policy_on_clips_that_cannot_be_used_reaches_every_run_and_changes_no_id(
     complaint: Complaint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

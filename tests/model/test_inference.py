@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from hicmae import presets
 from hicmae.config import change
 from hicmae.data.synthetic.write import write_media
 from hicmae.errors import ClipError, UsageError
-from hicmae.model import inference
+from hicmae.model import gallery, inference
 from hicmae.model.official import read_checkpoint, save_official
-from hicmae.model.zoo import Loaded, build, open_model
+from hicmae.model.zoo import Loaded, as_classifier, build, open_model
 from hicmae.record import RunRecord
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -100,7 +101,8 @@ def test_probabilities_are_the_mean_over_views(clips: list[Path], weights: Path)
     scores = inference.predict(loaded, clips)
     assert scores.shape == (3, 4)
     assert scores.sum(1) == pytest.approx(np.ones(3))
-    for row, views in zip(scores, inference.ClipReader(loaded.config, clips), strict=True):
+    config = inference.viewing(loaded, as_classifier(loaded))
+    for row, views in zip(scores, inference.ClipReader(config, clips), strict=True):
         with torch.inference_mode():
             assert row == pytest.approx(softmax(loaded.model(**views).double().numpy(), axis=1).mean(0))
 
@@ -182,10 +184,15 @@ def test_weights_are_written_for_the_authors_code_and_come_back(
         written = read_checkpoint(arguments[1])
         assert written.keys() == model.state_dict().keys()
         assert all(torch.equal(value, written[name]) for name, value in model.state_dict().items())
-    assert set(torch.load(tmp_path / "new" / "last.pth", weights_only=True)) == {"model"}  # where the authors' code looks
+    assert set(torch.load(tmp_path / "new" / "last.pth", weights_only=True)) == {"model", "hicmae"}  # the authors' code: model
     (tmp_path / "file").write_text("")
+    missing = hicmae("weights", record.path, tmp_path / "kept.safetensors", "--epoch", 5)
+    assert "the run is new and kept epochs [4]; launch it to the end" in missing.stderr
+    record.finish({})
+    missing = hicmae("weights", record.path, tmp_path / "kept.safetensors", "--epoch", 5)
+    assert "the run is done and kept epochs [4]; name a kept epoch, or none for the last weights" in missing.stderr
     failed = hicmae("weights", record.path, tmp_path / "file" / "w.pth")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "w.pth: cannot be written" in failed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "file", "kept.safetensors", "new", "runs"]
 
@@ -210,15 +217,72 @@ def test_wrong_usage_is_one_line_and_exit_2(
         (("embed", clips[0], "--model", weights, "-o", "features.txt"), "unknown ending; valid: .npz, .csv, .parquet"),
         (("weights", weights, "w.onnx"), "unknown ending; valid: .safetensors, .pth, .pt"),
         (("weights", "base", "w.pth"), "base is a size with new, random weights; give a run"),
+        (
+            ("embed", clips[0], "--model", weights, "-o", "f.npz", "--modality", "A"),
+            "finetuned.safetensors was fine-tuned with AV",
+        ),
+        (("pictures", clips[0], "--model", weights, "-o", clips[0]), "80.mp4: is a file; name a folder for the pictures"),
+        (("pictures", clips[0], "--model", weights, "--seed", "-1"), "'--seed': "),
+        (("predict", clips[0], "--model", weights, "--device", "meta"), "unknown device 'meta'; valid: auto, cpu, cuda, cuda:0"),
+        (("parity", "nowhere"), "nowhere: no such folder"),
         (("weights", weights, "w.pth", "--epoch", 4), "--epoch is for runs of pre-training"),
         (("pictures", clips[0], "--model", weights, "--method", "tsn"), "valid, nearest first: tsne"),
         (("summary", "bas"), "valid, nearest first: base"),
         (("bench", "model", "--precision", "fp8"), "valid, nearest first: fp16"),
-        (("bench", "model", "--batch", "1"), "at least 2 clips"),
+        (("bench", "model", "--batch", "1"), "at least 2"),
     ):
         done = hicmae(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
+    hicmae: Callable[..., Done], weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("f.npz", "f.csv", "f.parquet", "w.pth"):
+        (tmp_path / name).mkdir()
+    for arguments, message in (
+        (("embed", "no.mp4", "-m", weights, "-o", "/proc/f.npz"), "/proc/f.npz: cannot be written"),
+        (("embed", "no.mp4", "-m", weights, "-o", tmp_path / "file" / "f.csv"), "f.csv: cannot be written"),
+        (("embed", "no.mp4", "-m", weights, "-o", tmp_path / "f.npz"), "f.npz: is a folder"),
+        (("weights", "no.pth", tmp_path / "w.pth"), "w.pth: is a folder"),
+        (("weights", "no.pth", "/proc/new/w.pth"), "/proc/new/w.pth: cannot be written"),
+        (("pictures", "no.mp4", "-m", weights, "-o", "/proc/new"), "cannot be written"),
+    ):
+        done = hicmae(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr
+
+
+def test_features_are_written_whole_or_not_at_all(
+    hicmae: Callable[..., Done], clips: list[Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, **_: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "f.npz").write_text("older")
+    monkeypatch.setattr(np, "savez", full)
+    done = hicmae("embed", clips[0], "-m", weights, "-o", tmp_path / "f.npz")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "f.npz: cannot be written (No space left on device)" in done.stderr
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f.npz", "older")]
+
+
+def test_pictures_of_files_with_one_name_or_with_signs_are_all_there(tmp_path: Path, weights: Path) -> None:
+    places = [
+        tmp_path / place for place in ("a/x/same.mp4", "b/x/same.mp4", "b/x/same.avi", "b/x/same-2.mp4", "c/cost$5_^$\u6f22.mp4")
+    ]
+    for i, place in enumerate(places):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(place, 8, i)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        drawn = gallery.draw(open_model(weights), places, tmp_path / "p")
+    assert len({path.name for path in drawn if path.name.startswith("attention-")}) == len(places)
+    assert {"attention-x-same.png", "attention-x-same-2.png", "attention-x-same-3.png"} <= {path.name for path in drawn}
+    assert all(path.is_file() for path in drawn)
 
 
 def test_parity_passes_here_and_fails_beyond_tolerance(hicmae: Callable[..., Done], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -93,13 +94,15 @@ class Harmful:
 
 def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     torch.save({"model": random_state({"a": (1,)}), "extra": Harmful(tmp_path / "made")}, tmp_path / "c.pth")
-    with pytest.raises(HicmaeError, match=r"c\.pth: cannot be read as a checkpoint"):
+    with pytest.raises(HicmaeError, match=r"c\.pth: holds something that is no tensor and could run code; refused") as caught:
         read_checkpoint(tmp_path / "c.pth")
+    assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "made").exists()
 
 
 def test_files_that_are_no_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not a checkpoint")
+    (tmp_path / "words.pth").write_text("hello world")
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.safetensors").write_text("not a checkpoint")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -107,10 +110,18 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "nothing.pth")
     save_official(pretrain_model("smoke"), tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    torch.save({"a": torch.zeros(9000)}, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "legacy.pth").read_bytes()
+    for count in (5, 30, 200, 1000):
+        (tmp_path / f"legacy{count}.pth").write_bytes(whole[:count])
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.pth")
     reasons = {
         "absent.pth": "no such checkpoint file",
-        "text.pth": "cannot be read",
-        "empty.pth": "cannot be read",
+        "text.pth": "cannot be read.*a cut file, or none of torch",
+        "words.pth": "cannot be read.*a cut file, or none of this kind",
+        "empty.pth": "is empty",
+        **{f"legacy{count}.pth": r"cannot be read as a checkpoint \(\w" for count in (5, 30, 200, 1000)},
+        "other.pth": "cannot be read.*a cut file, or none of torch",
         "text.safetensors": "cannot be read",
         "cut.pth": "cannot be read",
         "list.pth": "holds a list, not a state dict",
@@ -122,6 +133,29 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / name)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert "()" not in str(caught.value)
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": Tensor.to_sparse,
+    "meta": lambda value: value.to("meta"),
+    "complex": lambda value: value.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_numbers_are_named(tmp_path: Path, kind: str) -> None:
+    torch.save({"a.weight": torch.ones(2), "b.weight": ODD[kind](torch.ones(2))}, tmp_path / "odd.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(HicmaeError, match=r"odd\.pth: sparse, quantized, complex or without values: b\.weight;"):
+            read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_the_prefix_of_parallel_training_is_dropped(tmp_path: Path) -> None:
+    state = random_state({"a.weight": (2, 3), "module.b": (1,)})
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "ddp.pth")
+    assert same(read_checkpoint(tmp_path / "ddp.pth"), state)
 
 
 def test_everything_that_does_not_fit_is_listed_in_one_line() -> None:

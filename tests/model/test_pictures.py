@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,27 @@ def test_perfect_predictions_restore_the_clip(group: int) -> None:
     assert np.isnan(spectrograms[1]).mean() == pytest.approx(masks[1].float().mean().item())
 
 
+def test_rows_say_which_stream_and_what_they_show() -> None:
+    objective = ObjectiveConfig(levels=(1, 2), video_mask_ratio=0.5)
+    model = HiCMAEPretrain(ENCODER, DecoderConfig(12, 2, 3), objective)
+    masks = [torch.from_numpy(make(ENCODER, objective, np.random.default_rng(0))) for make in (video_mask, audio_mask)]
+    figure = pictures.reconstruction(model, *clip(), *masks)
+    rows = [axes.get_ylabel().split("\n") for axes in figure.axes if axes.get_ylabel()]
+    assert rows == [[stream, what] for stream in ("video", "sound") for what in ("input", "masked", "output")]
+
+
+def test_attention_to_the_sound_has_a_row_and_a_scale_of_its_own() -> None:
+    model = HiCMAEClassifier(ENCODER, HeadConfig()).eval()
+    video, audio = clip()
+    _, on_audio = pictures.cross_attention(model, video, audio)
+    figure = pictures.attention(model, video, audio)
+    sound, heat = (axes.images[0] for axes in figure.axes if axes.get_ylabel() == "mel bin")
+    assert np.array_equal(sound.get_array(), audio[0].T)
+    assert np.allclose(np.asarray(heat.get_array()), on_audio.T * on_audio.numel())
+    assert heat.get_alpha() is None  # nothing shines through, so a colour can be read off its bar
+    assert [axes.get_ylabel() for axes in figure.axes if "read by video" in axes.get_ylabel()] == ["read by video\n(1 = uniform)"]
+
+
 def test_cross_attention_is_a_share_of_the_other_stream_s_tokens() -> None:
     torch.manual_seed(0)
     model = HiCMAEClassifier(ENCODER, HeadConfig()).eval()
@@ -115,6 +137,16 @@ def test_a_map_keeps_separate_groups_apart(method: str) -> None:
     first, second = (np.asarray(group.get_offsets()) for group in figure.axes[0].collections)
     apart = np.linalg.norm(first.mean(0) - second.mean(0))
     assert apart > 3 * max(first.std(0).max(), second.std(0).max())
+
+
+@pytest.mark.parametrize(
+    ("title", "start"), [("", "Features before the head"), ("Features of 6 test clips", "Features of 6 test clips")]
+)
+def test_a_map_says_how_it_was_made(title: str, start: str) -> None:
+    features = np.diag([3.0, 2, 1, 0, 0, 0]) - np.diag([3.0, 2, 1, 0, 0, 0])[::-1]
+    figure = pictures.feature_map(features, ["$x_^$"] * 6, title=title)
+    assert re.fullmatch(rf"{start}, PCA, \d+ % of the variance", figure.axes[0].get_title())
+    figure.draw_without_rendering()  # a name is no formula
 
 
 def test_a_map_needs_points_and_a_known_method() -> None:

@@ -114,13 +114,56 @@ def test_a_loaded_checkpoint_answers_as_the_model_that_wrote_it(tmp_path: Path) 
     model = build(config).eval()
     save_official(model, tmp_path / "weights.pth")
     video, audio = inputs(config.encoder)
-    assert torch.equal(hicmae.load(tmp_path / "weights.pth")(video, audio), model(video, audio))
+    with pytest.warns(UserWarning, match=r"weights\.pth: its shapes do not say its configuration; assumed: heads: 2"):
+        loaded = hicmae.load(tmp_path / "weights.pth")
+    assert torch.equal(loaded(video, audio), model(video, audio))
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "resnet.pth")
-    with pytest.raises(HicmaeError, match=r"resnet\.pth: the architecture cannot be read off"):
+    with pytest.raises(HicmaeError, match=r"resnet\.pth: .* encoder\.norm\.weight is missing \(found: conv1\)"):
         hicmae.load(tmp_path / "resnet.pth")
+
+
+DAMAGE: dict[str, tuple[str, Tensor | None, str]] = {
+    "a fault of the values": ("head.weight", torch.full((6, 256), torch.nan), "1 not finite: head.weight"),
+    "a missing key": ("head.weight", None, "1 missing: head.weight"),
+    "a missing key that tells a size": ("head.bias", None, "head.bias is missing .found: .*encoder_fusion, fc_norm, head,"),
+    "a number as a bias": ("head.bias", torch.tensor(1.0), "cannot be read off"),
+    "a number as a norm": ("encoder.norm.weight", torch.tensor(1.0), "cannot be read off"),
+    "a norm of nothing": ("encoder.norm.weight", torch.zeros(0), "cannot be read off"),
+    "a flat kernel": ("encoder.patch_embed.proj.weight", torch.zeros(3), "cannot be read off"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path: Path, name: str) -> None:
+    key, value, reason = DAMAGE[name]
+    state = {**build(presets.finetune("smoke")).state_dict(), key: value}
+    torch.save({"model": {key: value for key, value in state.items() if value is not None}}, tmp_path / "w.pth")
+    with pytest.raises(HicmaeError, match=rf"w\.pth: .*{reason}") as caught:
+        hicmae.load(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_apply_is_refused(tmp_path: Path) -> None:
+    record, model = recorded(tmp_path, config := presets.finetune("smoke"))
+    save_official(model, file := tmp_path / "w.pth")
+    for source, given in (
+        (record.path, {"outputs": 9}),
+        (record.path, {"stage": "pretrain"}),
+        (record.path, {"config": config}),
+        (file, {"epoch": 2}),
+        (file, {"outputs": 3}),
+        (file, {"stage": "finetune"}),
+        ("base", {"config": config}),
+        ("base", {"epoch": 3}),
+        ("smoke", {"stage": "pretrain", "outputs": 3}),
+    ):
+        with pytest.raises(UsageError, match=rf"{list(given)[-1]} cannot be given: .*; leave it out"):
+            hicmae.load(source, **given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"modality A is for pre-trained models: .* was fine-tuned with AV; leave it out"):
+        as_classifier(open_model(file), "A")
 
 
 def test_an_unknown_name_lists_the_sizes() -> None:
@@ -140,8 +183,11 @@ def test_a_pretrained_model_gives_features_as_finetuning_would_start_with() -> N
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device().type in ("cpu", "cuda")
-    with pytest.raises(UsageError, match="unknown device 'gpu'"):
-        pick_device("gpu")
+    for name in ("gpu", "meta", "mps", "xpu:0", "cuda:", "cuda:-1", ""):
+        with pytest.raises(UsageError, match=f"unknown device '{name}'"):
+            pick_device(name)
+    with pytest.raises(UsageError, match="no CUDA device"):
+        pick_device("cuda:999")
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
@@ -152,6 +198,22 @@ def test_timm_knows_the_sizes(size: str) -> None:
         wanted = HiCMAEClassifier(presets.ENCODERS[size], HeadConfig(outputs=11, modality="V"))
     assert to_shapes(model) == to_shapes(wanted)
     assert size in timm_models.__all__[0] + timm_models.__all__[1] + timm_models.__all__[2]
+
+
+def test_timm_models_give_features_without_classes() -> None:
+    encoder = presets.ENCODERS["tiny"]
+    model = timm.create_model("hicmae_tiny", num_classes=0).eval()
+    assert (model.num_classes, model.num_features) == (0, 4 * encoder.dim)
+    video, audio = inputs(encoder)
+    assert torch.equal(model(video, audio), model.features(video, audio))
+    with torch.device("meta"):
+        assert timm.create_model("hicmae_tiny", num_classes=8).num_classes == 8
+
+
+@pytest.mark.parametrize("option", ["features_only", "drop_path_rate", "in_chans", "img_size"])
+def test_options_of_timm_that_the_models_lack_are_named(option: str) -> None:
+    with pytest.raises(UsageError, match=rf"unknown option of hicmae_tiny '{option}'; valid, nearest first: .*num_classes"):
+        timm.create_model("hicmae_tiny", **{option: 1})
 
 
 def test_timm_loads_a_checkpoint_and_hosts_none(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hicmae.config import (
+    AugmentConfig,
     DecoderConfig,
     EncoderConfig,
     EngineConfig,
@@ -49,6 +50,7 @@ class Case:
     steps: int = 5
     start: str | None = None
     pretrain: bool = False  # with the negatives of one process, as the release
+    concordance: bool = False  # a regression by the ccc loss
 
 
 def config_of(case: Case) -> RunConfig:
@@ -63,6 +65,9 @@ def config_of(case: Case) -> RunConfig:
         clip_grad_norm=case.clip,
         ema_decay=case.ema,
     )
+    if case.concordance:
+        head, plain = HeadConfig("regression", 2, loss="ccc"), AugmentConfig(mixup=0.0, cutmix=0.0)
+        return FinetuneConfig(encoder=TINY, head=head, augment=plain, optim=optim_config, engine=engine)
     if not case.pretrain:
         return FinetuneConfig(encoder=TINY, head=HeadConfig(outputs=3), optim=optim_config, engine=engine)
     goal = ObjectiveConfig(levels=(1,), contrastive_weight=0.5, video_mask_ratio=0.5, audio_mask_ratio=0.5)
@@ -78,6 +83,7 @@ def batch_of(step: int) -> dict[str, Tensor]:
         "label": torch.randint(3, (BATCH,), generator=generator),
         "masked_video": torch.rand(BATCH, 4, generator=generator).argsort(-1).lt(2).repeat(1, 2),
         "masked_audio": torch.rand(BATCH, 4, generator=generator).argsort(-1).lt(2),
+        "targets": torch.randn(BATCH, 2, generator=generator),
     }
 
 

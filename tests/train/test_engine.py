@@ -37,9 +37,14 @@ TOGETHER = [
         for old, new in ((0, 0), (0, 3), (3, 1), (1, 2), (2, 0), (3, 3))
     ),
     *(Case(f"pretrained{stage}", stage=stage, steps=3, pretrain=True) for stage in STAGES),
+    *(Case(f"concordance{stage}", stage=stage, concordance=True) for stage in (0, 3)),
 ]
 ALONE = [
-    *(case for case in TOGETHER if case.name in ("zero0", "zero1", "zero2", "zero3", "accumulated0", "half0", "resumed00")),
+    *(
+        case
+        for case in TOGETHER
+        if case.name in ("zero0", "zero1", "zero2", "zero3", "accumulated0", "half0", "resumed00", "concordance0")
+    ),
     *(Case(f"checkpointed{stage}", stage=stage, checkpointing=True) for stage in (0, 3)),
     Case("fp320"),
     *(Case(f"{precision}{stage}", stage=stage, precision=precision) for precision in ("bf16", "fp16") for stage in (0, 2)),
@@ -125,6 +130,12 @@ def test_training_is_what_plain_torch_makes_of_it(runs: dict[int, Path]) -> None
 @pytest.mark.parametrize(("name", "processes"), SAME)
 def test_processes_stages_accumulation_and_resuming_change_nothing(runs: dict[int, Path], name: str, processes: int) -> None:
     assert_same_training(runs[processes], name, runs[1])
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_concordance_is_that_of_the_whole_batch(runs: dict[int, Path], stage: int) -> None:
+    """The mean of the processes' own concordances would be another figure."""
+    assert_same_training(runs[2], f"concordance{stage}", runs[1], "concordance0")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -63,3 +63,11 @@ def test_a_plan_refuses_it_and_makes_nothing(tmp_path: Path, sound: InitialWeigh
     assert not (tmp_path / "runs").exists()
     fitting = Experiment("own", "Own", variants[:1], ("synthetic",), folds=(1,), size="smoke", pretrain_corpus=None)
     assert len(plan_for(request, fitting)[0].to_do) == 1
+
+
+def test_a_plan_refuses_a_head_that_does_not_fit_the_corpus(tmp_path: Path) -> None:
+    study = Experiment(
+        "own", "Own", (Variant("wide", {"head.outputs": 7}),), ("synthetic",), folds=(1,), size="smoke", pretrain_corpus=None
+    )
+    with pytest.raises(ConfigError, match=r"HeadConfig\.outputs = 7: must be 4, the classes of synthetic"):
+        plan_for(Request("own", tmp_path / "runs"), study)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hicmae.config import AugmentConfig, EngineConfig, FinetuneConfig, HeadConfig, OptimConfig, PretrainConfig, RunConfig, change
+from hicmae.data import corpora
 from hicmae.data.loader import share
-from hicmae.errors import UsageError
+from hicmae.errors import ConfigError, UsageError
 from hicmae.model.classify import HiCMAEClassifier
 from hicmae.train import objective
 
@@ -117,6 +119,27 @@ def test_contrast_without_negatives_is_refused_with_what_is_allowed() -> None:
     for delta in ({"objective.gather_negatives": True}, {"objective.contrastive": "none"}):
         objective.check_contrast(change(config, delta), 4)
     objective.check_contrast(change(CONFIG, {"optim.batch_size": 4}), 4)
+
+
+@pytest.mark.parametrize(
+    ("delta", "words"),
+    [
+        ({"head.outputs": 3}, r"HeadConfig.outputs = 3: must be 4, the classes of synthetic"),
+        ({"head.outputs": 5}, r"HeadConfig.outputs = 5: must be 4"),
+        (
+            {"data.corpus": "werewolf_xl", "head": HeadConfig("regression", 1, loss="mse")},
+            r"outputs = 1: must be 3, the targets of w",
+        ),
+        ({"data.corpus": "werewolf_xl"}, r"HeadConfig.task = 'classification': werewolf_xl is a corpus for regression; choose"),
+        ({"head": HeadConfig("regression", 4, loss="mse")}, r"task = 'regression': synthetic is a corpus for classification"),
+        ({"data.corpus": "voxceleb2"}, r"task = 'classification': voxceleb2 is a corpus for pretraining; .* another corpus"),
+    ],
+)
+def test_a_head_that_does_not_fit_the_corpus_is_refused(delta: dict[str, Any], words: str) -> None:
+    plain = change(CONFIG, {"head.outputs": 4, "augment.mixup": 0.0, "augment.cutmix": 0.0})
+    corpora.check_head(plain)
+    with pytest.raises(ConfigError, match=words):
+        corpora.check_head(change(plain, delta))
 
 
 def test_initial_weights_follow_from_the_seed() -> None:

@@ -7,10 +7,11 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from hicmae.config import FinetuneConfig
 from hicmae.data.corpora.base import Corpus, Sample, Tree
-from hicmae.errors import raise_unknown
+from hicmae.errors import UsageError, raise_unknown
 
-__all__ = ["OWN_DATA", "Corpus", "Sample", "Tree", "get", "names"]
+__all__ = ["OWN_DATA", "Corpus", "Sample", "Tree", "check_head", "get", "names"]
 
 # Name: module and attribute. A new corpus is one file and one line here.
 _CORPORA: dict[str, tuple[str, str]] = {
@@ -44,8 +45,20 @@ def get(name: str) -> Corpus:
     if separator and kind in OWN_DATA:
         make: Callable[[str, Path], Corpus] = import_module(f"{__name__}.{OWN_DATA[kind]}").corpus
         return make(name, Path(path))
+    if kind == "parquet" and separator:
+        raise UsageError(f"{name}: a parquet table is read as csv:{path}")
     if name not in _CORPORA:
         raise_unknown("corpus", name, [*_CORPORA, *(f"{kind}:PATH" for kind in OWN_DATA)])
     module, attribute = _CORPORA[name]
     found: Corpus = getattr(import_module(f"{__name__}.{module}"), attribute)
     return found
+
+
+def check_head(config: FinetuneConfig) -> None:
+    """Raise ConfigError when the head answers another question than the corpus asks, or has another number of outputs."""
+    corpus, head = get(config.data.corpus), config.head
+    if corpus.task != head.task:
+        head.refuse("task", f"{corpus.name} is a corpus for {corpus.task}; choose that task or another corpus")
+    if corpus.outputs() != head.outputs:
+        kind = "classes" if head.task == "classification" else "targets"
+        head.refuse("outputs", f"must be {corpus.outputs()}, the {kind} of {corpus.name}")

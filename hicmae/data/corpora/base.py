@@ -20,8 +20,11 @@ from pathlib import Path, PurePosixPath
 
 from hicmae.errors import ClipError, UsageError, nearest_first
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"})
-SOUND_SUFFIXES = frozenset({".wav", ".m4a", ".flac", ".mp3", ".ogg", ".aac"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ogv", ".ts", ".mts"}
+)
+LOSSLESS_SUFFIXES = frozenset({".wav", ".flac"})
+SOUND_SUFFIXES = LOSSLESS_SUFFIXES | {".m4a", ".mp3", ".ogg", ".aac", ".opus", ".wma", ".aif", ".aiff"}
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".json", ".xlsx", ".parquet", ".zip", ".md", ".pdf", ".lab", ".npz", ".toml"})
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 NAMED_LABELS = 12  # in a message
@@ -99,6 +102,16 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The picture of a clip inside a longer video of two people side by side; `hicmae data prepare` cuts it out."""
+
+    video: Path
+    start_s: float
+    end_s: float
+    side: str  # left or right half of the picture
+
+
+@dataclass(frozen=True)
 class Corpus:
     """A corpus and its published protocol; `listing` turns the names of its files into samples."""
 
@@ -121,6 +134,9 @@ class Corpus:
     # Part of a 224x224 frame that the authors cut out for an input of at most so many pixels: {px: (top, bottom, left, right)}.
     crops: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
     root: Path | None = None  # of list:, folder: and csv: corpora, which bring their own place
+    parts: Callable[[Tree], Mapping[str, Part]] | None = field(
+        default=None, repr=False
+    )  # of clips whose video is not cut out yet
 
     def samples(self, root: Path) -> list[Sample]:
         """All samples below `root`, sorted by id. Raises UsageError or ClipError with one line on a broken layout."""
@@ -185,7 +201,8 @@ def media_by_stem(
 ) -> dict[str, Media]:
     """Files whose name without suffix matches `pattern`, by `key` of that name.
 
-    A folder of frames wins over a video file, a sound file over the sound inside the video, and what `prepare` wrote over both.
+    A folder of frames wins over a video file, a sound file over the sound inside the video, lossless sound over other (CREMA-D
+    has MP3 and WAV), and what `prepare` wrote over all.
     `<name>_aligned`, as OpenFace writes, is the folder of frames of `<name>`. Paths in which `avoid` is found are passed over;
     with sound_in_video=False a clip without a sound file has no sound.
     """
@@ -196,14 +213,20 @@ def media_by_stem(
         kind = _kind(path)
         stem = (path.name if kind == "frames" else path.stem).removesuffix("_aligned")
         if kind and wanted.fullmatch(stem) and not (unwanted and unwanted.search(name)):
-            rank = 0 if path.parts[0] in {PREPARED_FACES, PREPARED_SOUND} else 1
-            _keep_best(found[kind], key(stem), (rank, name), tree)
+            _keep_best(found[kind], key(stem), (_rank(path), name), tree)
     frames, videos, sounds = (
         {stem: tree.root / name for stem, (_, name) in found[kind].items()} for kind in ("frames", "video", "sound")
     )
     inside = videos if sound_in_video else {}
     stems = sorted({*frames, *videos, *sounds})
     return {stem: Media(frames.get(stem, videos.get(stem)), sounds.get(stem, inside.get(stem))) for stem in stems}
+
+
+def _rank(path: PurePosixPath) -> int:
+    """The smaller the better: prepared, distributed without loss, others."""
+    if path.parts[0] in {PREPARED_FACES, PREPARED_SOUND}:
+        return 0
+    return 1 if path.suffix.lower() in LOSSLESS_SUFFIXES else 2
 
 
 def _kind(path: PurePosixPath) -> str:
@@ -226,11 +249,15 @@ def listed(found: Mapping[str, Media], stem: str, expected: Path) -> Media:
     return found.get(stem) or Media(expected, expected)
 
 
-def table(text: str, delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a list file with a header, by lower-case column name without spaces around."""
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-    return [{name: (value or "").strip() for name, value in row.items() if name is not None} for row in rows]
+def table(text: str, delimiter: str = ",", place: object = "a table") -> list[dict[str, str]]:
+    """The rows of a list file with a header, by lower-case column name without spaces around. ClipError naming `place` else."""
+    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        return [{name: (value or "").strip() for name, value in row.items() if name is not None} for row in rows]
+    except csv.Error as error:  # a quote that is never closed would take the following lines into one field
+        reason = f"unreadable table up to line {rows.reader.line_num} ({error}); look for a quote left open"
+        raise ClipError(place, reason) from None
 
 
 def column(row: Mapping[str, str], names: Sequence[str], place: object) -> str:

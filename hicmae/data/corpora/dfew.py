@@ -18,7 +18,7 @@ def listing(tree: Tree) -> list[Sample]:
     labels: dict[str, int] = {}
     tests: dict[str, list[int]] = {}
     for name, match in tree.matching(LISTS):
-        for row in table(tree.read(name)):
+        for row in table(tree.read(name), place=tree.root / name):
             clip, label = _clip(tree, name, row)
             if labels.setdefault(clip, label) != label:
                 raise ClipError(tree.root / name, f"clip {clip} has another label in another list")

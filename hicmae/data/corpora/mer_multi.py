@@ -16,7 +16,7 @@ def listing(tree: Tree) -> list[Sample]:
     samples = []
     for part, test_folds in (("train", ()), ("test1", (1,))):
         name = tree.one(rf"(^|/){part}[-_]label\.csv")
-        for row in table(tree.read(name)):
+        for row in table(tree.read(name), place=tree.root / name):
             clip = column(row, ("name", "filename"), tree.root / name)
             label = label_index(CLASSES, column(row, ("discrete", "emotion"), tree.root / name), tree.root / name)
             found = listed(media, clip, tree.root / part / f"{clip}.mp4")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hicmae.data.corpora.base import Corpus, Sample
+from hicmae.data.corpora.base import SOUND_SUFFIXES, VIDEO_SUFFIXES, Corpus, Sample
 from hicmae.errors import ClipError, UsageError
+
+_NUMBER = re.compile(r"0|[1-9][0-9]*")  # the number of a class; what looks otherwise (01, ²) is a name
+_DIGITS = 9  # of a number of a class
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,21 @@ class Row:
     task_id: str | None = None
 
 
-def own_corpus(name: str, root: Path, rows: Sequence[Row], targets: Sequence[str] = (), classes: tuple[str, ...] = ()) -> Corpus:
+def own_corpus(
+    name: str, root: Path, rows: Sequence[Row], targets: Sequence[str] = (), classes: tuple[str, ...] = (), remedy: str = ""
+) -> Corpus:
     """A corpus of rows. Without answers it is for pre-training; numbers with a point or several columns are targets.
 
-    With `classes` the answers are their numbers; without, they are the names.
+    With `classes` the answers are their numbers; without, they are the names. Raises ClipError, with what `remedy` says, for
+    answers that do not fit the others.
     """
     if not rows:
         raise UsageError(f"{name}: holds no clips")
-    task = "classification" if classes else _task(rows, targets)
-    labels = tuple(str(index) for index in range(len(classes))) or (_classes(rows) if task == "classification" else ())
+    task = "classification" if classes else _task(rows, targets, remedy)
+    labels = tuple(str(index) for index in range(len(classes))) or (_classes(rows, name) if task == "classification" else ())
     width = len(rows[0].answer)
     names = tuple(targets) or tuple(f"target_{number}" for number in range(width)) if task == "regression" else ()
-    samples = _samples(rows, root, task, labels)
+    samples = _samples(rows, root, task, labels, remedy)
     return Corpus(
         name=name,
         title=name,
@@ -51,6 +59,25 @@ def own_corpus(name: str, root: Path, rows: Sequence[Row], targets: Sequence[str
         folder="",
         root=root,
     )
+
+
+def from_root(path: Path) -> Path:
+    """The path from the root of the disk, without `..`, which the system takes after following links."""
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
+def class_count(numbers: Collection[str], place: object) -> int | None:
+    """How many classes these numbers from 0 stand for, some of them perhaps without clips; None when they are not all numbers.
+
+    Raises ClipError when hardly any of the classes would have clips: such labels are no numbers of classes.
+    """
+    if not all(_NUMBER.fullmatch(number) for number in numbers):
+        return None
+    largest = max(numbers, key=lambda number: (len(number), number))
+    if len(largest) > _DIGITS or int(largest) > 10 * len(numbers) + 100:
+        reason = f"the labels reach {largest[: 2 * _DIGITS]}, but only {len(numbers)} differ; number the classes from 0"
+        raise ClipError(place, reason)
+    return int(largest) + 1
 
 
 def resolved(path: str, root: Path, place: object) -> Path:
@@ -72,21 +99,24 @@ def resolved(path: str, root: Path, place: object) -> Path:
     raise ClipError(place, f"{path} points outside the data folder {root}; set HICMAE_DATA to a folder that holds both")
 
 
-def _task(rows: Sequence[Row], targets: Sequence[str]) -> str:
-    widths = Counter(len(row.answer) for row in rows)
-    if len(widths) > 1:
-        odd = min(widths, key=lambda width: widths[width])
-        row = next(row for row in rows if len(row.answer) == odd)
-        raise ClipError(
-            row.video or row.audio, f"has {odd} labels where others have {max(widths, key=lambda width: widths[width])}"
-        )
-    if not rows[0].answer:
+def _task(rows: Sequence[Row], targets: Sequence[str], remedy: str) -> str:
+    first = rows[0]
+    width = len(first.answer)
+    for row in rows:
+        if len(row.answer) != width:
+            reason = f"has {len(row.answer)} labels where the first clip, {first.video or first.audio}, has {width}{remedy}"
+            raise ClipError(row.video or row.audio, reason)
+    if not width:
         return "pretraining"
-    fractions = all(_is_number(row.answer[0]) for row in rows) and any("." in row.answer[0] for row in rows)
-    return "regression" if targets or len(rows[0].answer) > 1 or fractions else "classification"
+    return "regression" if targets or width > 1 or fractions(rows) else "classification"
 
 
-def _is_number(text: str) -> bool:
+def fractions(rows: Sequence[Row]) -> bool:
+    """Whether the answers are numbers, some of them with a point."""
+    return all(is_number(row.answer[0]) for row in rows) and any("." in row.answer[0] for row in rows)
+
+
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -94,23 +124,23 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
+def _classes(rows: Sequence[Row], name: str) -> tuple[str, ...]:
     """Class names in the order of their first rows; numbers from 0 without gaps, so that they stay what they are."""
     names = dict.fromkeys(row.answer[0] for row in rows)
-    if all(name.isdigit() for name in names):
-        return tuple(str(number) for number in range(max(map(int, names)) + 1))
-    return tuple(names)
+    count = class_count(names, name)
+    return tuple(names) if count is None else tuple(map(str, range(count)))
 
 
-def _samples(rows: Sequence[Row], root: Path, task: str, labels: tuple[str, ...]) -> list[Sample]:
+def _samples(rows: Sequence[Row], root: Path, task: str, labels: tuple[str, ...], remedy: str) -> list[Sample]:
     stems = Counter(_stem(row) for row in rows)
     samples = []
     for row in rows:
         stem = _stem(row)
         place = row.video or row.audio or root
-        name = row.sample_id or (stem if stems[stem] == 1 else place.relative_to(_common(place, root)).with_suffix("").as_posix())
+        below = place.relative_to(_common(place, root)).parent / _bare(place)
+        name = row.sample_id or (stem if stems[stem] == 1 else below.as_posix())
         label = labels.index(row.answer[0]) if task == "classification" else None
-        targets = _numbers(row, place) if task == "regression" else None
+        targets = _numbers(row, place, remedy) if task == "regression" else None
         sample = Sample(name, row.video, row.audio, label, targets, row.group or name, row.test_folds, row.task_id)
         samples.append(sample)
     return samples
@@ -118,15 +148,19 @@ def _samples(rows: Sequence[Row], root: Path, task: str, labels: tuple[str, ...]
 
 def _stem(row: Row) -> str:
     path = row.video or row.audio
-    return path.stem.removesuffix("_aligned") if path else ""
+    return _bare(path).removesuffix("_aligned") if path else ""
+
+
+def _bare(path: Path) -> str:
+    """The name without the suffix of a media file; a folder of frames may have points in its name."""
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES else path.name
 
 
 def _common(path: Path, root: Path) -> Path:
     return Path(os.path.commonpath([path, root.absolute()]))
 
 
-def _numbers(row: Row, place: object) -> tuple[float, ...]:
-    try:
-        return tuple(float(value) for value in row.answer)
-    except ValueError:
-        raise ClipError(place, f"targets {' '.join(row.answer)} are not numbers") from None
+def _numbers(row: Row, place: object, remedy: str) -> tuple[float, ...]:
+    if not all(is_number(value) and math.isfinite(float(value)) for value in row.answer):
+        raise ClipError(place, f"targets {' '.join(row.answer)} are not numbers{remedy}")
+    return tuple(float(value) for value in row.answer)

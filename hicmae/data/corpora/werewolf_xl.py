@@ -26,7 +26,7 @@ def listing(tree: Tree) -> list[Sample]:
     media = media_by_stem(tree, NAME.pattern)
     samples: dict[str, Sample] = {}
     for name, _ in tree.matching(r"\.csv"):
-        rows = table(tree.read(name))
+        rows = table(tree.read(name), place=tree.root / name)
         if not rows or not {"videoname", "sample", "name"} & set(rows[0]):
             continue
         for row in rows:

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from hicmae.data.clips import FrameReader, all_frames, open_frames, probe, read_sound
-from hicmae.data.corpora.base import PREPARED_FACES, PREPARED_SOUND, Sample
+from hicmae.data.clips import FrameReader, all_frames, is_folder, open_frames, probe, read_sound
+from hicmae.data.corpora.base import PREPARED_FACES, PREPARED_SOUND, Part, Sample
 from hicmae.data.prepare.crop import remove, squares, write_link, write_pictures, write_sound, write_video
 from hicmae.data.prepare.faces import detector
+from hicmae.data.prepare.part import PartOfVideo
 from hicmae.data.prepare.track import Look, follow, longest_gap, smooth
 from hicmae.errors import ClipError, UsageError, raise_unknown
 
@@ -72,22 +73,23 @@ class Files:
     audio: Path | None
     pictures: bool = False  # the video is a folder of pictures
     as_is: bool = False  # a link to the corpus' own, of aligned faces
+    part: Part | None = None  # where the picture is, when it is part of a longer video
 
     def there(self) -> bool:
         """Whether both exist."""
         return all(path.exists() for path in (self.video, self.audio) if path)
 
 
-def files_of(sample: Sample, folder: Path, settings: Settings) -> Files:
+def files_of(sample: Sample, folder: Path, settings: Settings, part: Part | None = None) -> Files:
     """The files of a prepared clip below `folder`. Raises UsageError for an id that leads elsewhere."""
     check_id(sample.sample_id)
     audio = folder / PREPARED_SOUND / f"{sample.sample_id}.wav" if "A" in settings.modality else None
     if "V" not in settings.modality:
         return Files(None, audio)
     as_is = sample.video is not None and is_aligned(sample.video)
-    pictures = settings.format == "pictures" or (sample.video is not None and sample.video.is_dir())
+    pictures = settings.format == "pictures" or (sample.video is not None and is_folder(sample.video))
     video = folder / PREPARED_FACES / (sample.sample_id if pictures else f"{sample.sample_id}.mp4")
-    return Files(video, audio, pictures, as_is)
+    return Files(video, audio, pictures, as_is, part if sample.video is None else None)
 
 
 def check_id(sample_id: str) -> None:
@@ -100,7 +102,7 @@ def check_id(sample_id: str) -> None:
 
 def is_aligned(video: Path) -> bool:
     """A folder of faces that OpenFace cut out and aligned: <clip>_aligned/frame_det_00_000001.bmp."""
-    return video.is_dir() and (video.name.endswith("_aligned") or any(video.glob("frame_det_*")))
+    return is_folder(video) and (video.name.endswith("_aligned") or any(video.glob("frame_det_*")))
 
 
 def prepare_clip(sample: Sample, files: Files, settings: Settings) -> Found:
@@ -112,12 +114,10 @@ def prepare_clip(sample: Sample, files: Files, settings: Settings) -> Found:
             write_sound(files.audio, read_sound(sample.audio))
         if files.video is None:
             return Found()
-        if sample.video is None:
-            raise ClipError(sample.audio or sample.sample_id, "has no video; use --modality A")
-        reader = open_frames(sample.video)
+        reader = _frames_of(sample, files)
         if not files.as_is:
             return _write_face(reader, files, settings)
-        write_link(files.video, sample.video)
+        write_link(files.video, reader.path)
         return Found(frames=len(reader))
     except ClipError as error:
         for path in (files.video, files.audio):  # half a clip, or that of an earlier source
@@ -125,6 +125,14 @@ def prepare_clip(sample: Sample, files: Files, settings: Settings) -> Found:
                 remove(path)
         found = getattr(error, "found", Found())
         return replace(found, path=error.path, reason=error.reason)
+
+
+def _frames_of(sample: Sample, files: Files) -> FrameReader:
+    if files.part:
+        return PartOfVideo(files.part)
+    if sample.video is None:
+        raise ClipError(sample.audio or sample.sample_id, "has no video; use --modality A")
+    return open_frames(sample.video)
 
 
 class _NoFace(ClipError):

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 from hicmae.data import corpora, location
 from hicmae.data.clipstore import cores
 from hicmae.data.corpora import Corpus, Sample, Tree
-from hicmae.data.corpora.base import PREPARED_FACES, PREPARED_SOUND
+from hicmae.data.corpora.base import PREPARED_FACES, PREPARED_SOUND, Part
 from hicmae.data.prepare.clip import Files, Found, Settings, files_of, prepare_clip
 from hicmae.data.prepare.tables import write_faces, write_manifest
 from hicmae.errors import HicmaeError, UsageError, raise_unknown
@@ -45,6 +45,7 @@ from hicmae.record import append_line, read_lines, write_json
 POLICIES = ("fail", "skip")
 OWN = ".prepare"
 QUEUED_PER_JOB = 2
+HEARD_S = 0.2  # how long Ctrl-C may stay unanswered
 BUSY_S = 0.5  # how long to wait for a clip that another process has in hand before turning to the next
 
 
@@ -99,11 +100,12 @@ def prepare(
     if on_error not in POLICIES:
         raise_unknown("--on-error", on_error, POLICIES)
     started = time.monotonic()
-    corpus, samples = _sources(name)
+    corpus, samples, parts = _sources(name)
     folder = (out / folder_name(name)).absolute()
-    tasks = [Task(sample, files_of(sample, folder, settings), source_key(sample)) for sample in samples]
+    files = [files_of(sample, folder, settings, parts.get(sample.sample_id)) for sample in samples]
+    tasks = [Task(sample, of, source_key(sample, of.part)) for sample, of in zip(samples, files, strict=True)]
     with _writing(folder):
-        _claim(folder, settings)
+        _claim(folder, settings, _source(name))
         wanted = tasks[:limit]
         missing = _missing(wanted, folder)
         done_before = len(wanted) - len(missing)
@@ -119,18 +121,35 @@ def prepare(
 
 def folder_name(name: str) -> str:
     """The folder of a corpus; that of csv:, list: and folder: corpora is called after their file or folder."""
-    kind, separator, path = name.partition(":")
-    return Path(path).stem if separator else kind
+    kind, separator, _ = name.partition(":")
+    if not separator:
+        return kind
+    place = _place(name)
+    return (place.name if kind == "folder" else place.stem) or kind  # the root folder has no name
 
 
-def _sources(name: str) -> tuple[Corpus, list[Sample]]:
-    """The samples as distributed: what an earlier preparation wrote into the corpus' own folder is not their source."""
+def _place(name: str) -> Path:
+    return Path(name.partition(":")[2]).resolve()
+
+
+def _source(name: str) -> str:
+    """What tells corpora apart whose folders would be called the same."""
+    kind, separator, _ = name.partition(":")
+    return f"{kind}:{_place(name)}" if separator else kind
+
+
+def _sources(name: str) -> tuple[Corpus, list[Sample], Mapping[str, Part]]:
+    """The samples as distributed, and where in longer videos some of them are.
+
+    What an earlier preparation wrote into the corpus' own folder is not their source.
+    """
     corpus, root = corpora.get(name), location.corpus_root(name)
     if corpus.root is not None:
-        return corpus, corpus.samples(root)
+        return corpus, corpus.samples(root), {}
     tree = Tree.scan(root)
     distributed = tuple(file for file in tree.files if file.split("/")[0] not in (PREPARED_FACES, PREPARED_SOUND))
-    return corpus, corpus.checked(corpus.listing(replace(tree, files=distributed)), root)
+    tree = replace(tree, files=distributed)
+    return corpus, corpus.checked(corpus.listing(tree), root), corpus.parts(tree) if corpus.parts else {}
 
 
 @contextmanager
@@ -145,15 +164,15 @@ def _writing(folder: Path) -> Iterator[None]:
         raise HicmaeError(f"{place}: {reason}; mend that and run again, finished clips stay") from None
 
 
-def _claim(folder: Path, settings: Settings) -> None:
-    """Note the settings of a new folder; refuse one that holds clips of others."""
-    note, wanted = folder / OWN / "settings.json", asdict(settings)
+def _claim(folder: Path, settings: Settings, source: str) -> None:
+    """Note the settings and the corpus of a new folder; refuse one that holds clips of others."""
+    note, wanted = folder / OWN / "settings.json", {"corpus": source, **asdict(settings)}
     for part in ("journal", "locks"):
         (folder / OWN / part).mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / OWN / "settings.lock")):
         if not note.exists():
             write_json(note, wanted)
-        held: dict[str, Any] = json.loads(note.read_text())
+        held: dict[str, Any] = {"corpus": source, **json.loads(note.read_text())}  # early notes name none
     other = ", ".join(f"{key} {held.get(key)!r} instead of {value!r}" for key, value in wanted.items() if held.get(key) != value)
     if other:
         raise UsageError(f"{folder} holds clips made with {other}; use the same options, another --out, or remove that folder")
@@ -191,10 +210,10 @@ def _recorded(tasks: Sequence[Task], folder: Path) -> dict[str, Found]:
     return {name: journal[name][1] for name, key in known if name in journal and journal[name][0] == key}
 
 
-def source_key(sample: Sample) -> str:
+def source_key(sample: Sample, part: Part | None = None) -> str:
     """Size and time of change of a clip's files as distributed; a clip that cannot be used is tried again when they change."""
-    states = []
-    for path in (sample.video, sample.audio):
+    states: list[object] = [[part.start_s, part.end_s, part.side]] if part else []
+    for path in (part.video if part else sample.video, sample.audio):
         try:
             state = path.stat() if path else None
         except OSError:
@@ -211,25 +230,46 @@ def _run(tasks: Sequence[Task], folder: Path, settings: Settings, jobs: int | No
     context = multiprocessing.get_context("spawn")  # decord and OpenCV do not survive a fork
     stop = context.Event()
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (folder, settings, stop))
+    with _heard() as interrupts:
+        try:
+            _feed(pool, tasks, jobs * QUEUED_PER_JOB, progress, interrupts)
+        except BrokenProcessPool:
+            raise HicmaeError(
+                "a worker was killed (too little memory?); use fewer --jobs and run again, finished clips stay"
+            ) from None
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    if interrupts:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _heard() -> Iterator[list[int]]:
+    """Ctrl-C, pressed any number of times, is only noted: raised while the pool is shut down, it would leave workers waiting."""
+    import signal
+
+    interrupts: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):  # nobody hears it here
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
-        _feed(pool, tasks, jobs * QUEUED_PER_JOB, progress)
-    except BrokenProcessPool:
-        raise HicmaeError(
-            "a worker was killed (too little memory?); use fewer --jobs and run again, finished clips stay"
-        ) from None
+        yield interrupts
     finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        signal.signal(signal.SIGINT, before)
 
 
-def _feed(pool: ProcessPoolExecutor, tasks: Sequence[Task], queued: int, progress: Done) -> None:
+def _feed(pool: ProcessPoolExecutor, tasks: Sequence[Task], queued: int, progress: Done, interrupts: Sequence[int]) -> None:
+    """Hand out the tasks until all are done or Ctrl-C was heard."""
     waiting, count = deque(tasks), 0
     pending: set[Future[tuple[Task, bool, Found | None]]] = set()
-    while waiting or pending:
+    while (waiting or pending) and not interrupts:
         with _deaf_children():
             while waiting and len(pending) < queued:
                 pending.add(pool.submit(_work, waiting.popleft()))  # which may start a worker
-        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+        finished, pending = wait(pending, HEARD_S, return_when=FIRST_COMPLETED)
         for future in finished:
             task, busy, found = future.result()
             if busy:
