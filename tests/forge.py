@@ -134,6 +134,7 @@ def be_the_process(wanted: dict[str, Any]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # coverage writes at the end
     atexit._run_exitfuncs()
     sys.stdout.flush()
     return code

@@ -25,6 +25,7 @@ from hicmae.errors import ClipError
 
 SAMPLE_RATE_HZ = 16000
 SHORTEST_SAMPLES = 1024  # 64 ms; the authors' release refuses less
+FEWEST_OF_INDEX = 0.9  # some writers count frames that no player shows
 CHUNK_FRAMES = 64  # decoded at once, so that a long clip of large frames fits in memory
 decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a file is said by ClipError
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:cc|h):\d+:\s*")
@@ -55,12 +56,15 @@ class VideoFile:
         with _opened(path) as container:  # decord prints lines about what it cannot open, whatever its level
             if not container.streams.video:
                 raise ClipError(path, "no video stream")
+            indexed = container.streams.video[0].frames
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
         except Exception as error:
             raise self._undecodable(error) from None
         if not len(self._reader):
             raise ClipError(path, "no frames")
+        if len(self._reader) < FEWEST_OF_INDEX * indexed:  # cut off between two frames, which decord takes for the end
+            raise ClipError(path, f"{len(self._reader)} of {indexed} frames are there; the file is cut off or damaged")
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -105,7 +109,7 @@ class FrameFolder:
         self.path = path
         self._files = picture_files(path)
         if not self._files:
-            raise ClipError(path, "no frames: the folder holds no jpg, png or bmp")
+            raise ClipError(path, "no frames: the folder holds no jpg, png, bmp or webp")
 
     def __len__(self) -> int:
         return len(self._files)

@@ -63,6 +63,18 @@ def _mux_sound(container, audio, sound, rate_hz: int, layout: str) -> None:  # t
     container.mux(audio.encode(None))
 
 
+def index_in_front(whole: Path) -> Path:
+    """The same clip as downloads have it: its index stands before the frames and says how many there should be."""
+    front = whole.with_name("front.mp4")
+    with av.open(str(whole)) as source, av.open(str(front), "w", options={"movflags": "faststart"}) as sink:
+        copies = {stream: sink.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream]
+                sink.mux(packet)
+    return front
+
+
 def write_table(root: Path, clips: int = 12, frames: int = 40, folds: int = 2) -> Path:
     """A `csv:` corpus of muxed clips of two classes and three people; returns the table."""
     lines = ["sample_id,video,label,group,fold"]

@@ -9,9 +9,8 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import pytest
-from media_files import grey_frames, tone, write_clip
+from media_files import grey_frames, index_in_front, tone, write_clip
 
 from experiments import cli
 from hicmae.data import corpora
@@ -26,15 +25,7 @@ def cut_short(path: Path) -> None:
 
 def cut_short_behind_its_index(path: Path) -> None:
     """As a download that broke off: the index is at the front, so the file opens and says how long it was."""
-    whole = write_clip(path, grey_frames(50), tone(2, 16000))
-    front = path.with_name("front.mp4")
-    with av.open(str(whole)) as source, av.open(str(front), "w", options={"movflags": "faststart"}) as sink:
-        copies = {stream: sink.add_stream_from_template(stream) for stream in source.streams}
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.stream = copies[packet.stream]
-                sink.mux(packet)
-    data = front.read_bytes()
+    data = index_in_front(write_clip(path, grey_frames(50), tone(2, 16000))).read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_files import grey_frames, tone, write_clip
+from media_files import grey_frames, index_in_front, tone, write_clip
 from PIL import Image
 
 from hicmae.data import clips
@@ -178,13 +178,7 @@ def test_a_path_that_may_not_or_cannot_be_looked_at(tmp_path: Path) -> None:
 
 def broken_off(path: Path, whole: Path) -> tuple[Path, int]:
     """The clip with its index at the front, cut off in the middle of a piece of sound; and the frames before that."""
-    front = path.with_name("front.mp4")
-    with av.open(str(whole)) as source, av.open(str(front), "w", options={"movflags": "faststart"}) as sink:
-        copies = {stream: sink.add_stream_from_template(stream) for stream in source.streams}
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.stream = copies[packet.stream]
-                sink.mux(packet)
+    front = index_in_front(whole)
     with av.open(str(front)) as container:
         packets = sorted((packet.pos, packet.stream.type) for packet in container.demux() if packet.size)
     cut = [number for number, (_, kind) in enumerate(packets) if kind == "audio"][8]
@@ -208,6 +202,16 @@ def test_why_frames_cannot_be_decoded_is_said_in_words(tmp_path: Path, capfd: py
     (tmp_path / "zeros.mp4").write_bytes(data)
     assert undecodable(tmp_path / "zeros.mp4") == f"{reason} (Invalid data found when processing input)"
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_cut_off_between_two_frames_is_no_shorter_clip(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    front = index_in_front(write_clip(tmp_path / "whole.mp4", noise))
+    with av.open(str(front)) as container:
+        starts = sorted(packet.pos for packet in container.demux() if packet.size)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(front.read_bytes()[: starts[25]])
+    assert refusal(clips.open_frames, cut) == "25 of 40 frames are there; the file is cut off or damaged"
 
 
 def test_frames_that_are_overwritten_are_refused_or_decoded_but_never_missing(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_relative_places_are_the_same_data(tmp_path: Path, monkeypatch: pytest.M
         (["video,label,class", "a.mp4,01,x"], r"beside class, label must be one number from 0 for each class; it is 01"),
         (["video,label", "a.mp4,0.5", "b.mp4,1"], r"t.csv: the label 0.5 is no class; columns of regression targets are named"),
         (["video,label", "a.mp4," + "x" * 200_000], r"t.csv: unreadable table up to line 2 \(field larger than field limit"),
+        (["video,label", "a.mp4,x", "b,c.mp4,y"], r"t.csv, line 3: 'y' stands behind the last column; quote values that hold"),
         (["video,label", 'a.mp4,"x', "b.mp4,y"], r"t.csv: unreadable table up to line 3 .* look for a quote left open"),
         (["sample_id,video,label", "one,a.mp4,x", "one,b.mp4,x"], r"b.mp4: the id one is there twice \(also .*a.mp4\)"),
         (["video,label", "../../a.mp4,x"], r"points outside the data folder"),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from hicmae.errors import ClipError, UsageError, nearest_first
 
@@ -26,7 +27,7 @@ VIDEO_SUFFIXES = frozenset(
 LOSSLESS_SUFFIXES = frozenset({".wav", ".flac"})
 SOUND_SUFFIXES = LOSSLESS_SUFFIXES | {".m4a", ".mp3", ".ogg", ".aac", ".opus", ".wma", ".aif", ".aiff"}
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".json", ".xlsx", ".parquet", ".zip", ".md", ".pdf", ".lab", ".npz", ".toml"})
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 NAMED_LABELS = 12  # in a message
 # Folders that `hicmae data prepare` writes beside the files as distributed; they win over everything else.
 PREPARED_FACES, PREPARED_SOUND = "faces", "sound"
@@ -254,10 +255,18 @@ def table(text: str, delimiter: str = ",", place: object = "a table") -> list[di
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-        return [{name: (value or "").strip() for name, value in row.items() if name is not None} for row in rows]
+        return [_named(row, f"{place}, line {rows.reader.line_num}") for row in rows]
     except csv.Error as error:  # a quote that is never closed would take the following lines into one field
         reason = f"unreadable table up to line {rows.reader.line_num} ({error}); look for a quote left open"
         raise ClipError(place, reason) from None
+
+
+def _named(row: dict[Any, Any], place: str) -> dict[str, str]:
+    """A row without the empty values behind its last column. Raises ClipError where one of them is not empty."""
+    surplus = [value for value in row.pop(None, ()) if value.strip()]
+    if surplus:
+        raise ClipError(place, f"{surplus[0]!r} stands behind the last column; quote values that hold a separator")
+    return {name: (value or "").strip() for name, value in row.items()}
 
 
 def column(row: Mapping[str, str], names: Sequence[str], place: object) -> str:
