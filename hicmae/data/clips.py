@@ -25,7 +25,7 @@ from hicmae.errors import ClipError
 
 SAMPLE_RATE_HZ = 16000
 SHORTEST_SAMPLES = 1024  # 64 ms; the authors' release refuses less
-FEWEST_OF_INDEX = 0.9  # some writers count frames that no player shows
+FEWEST_OF_INDEX = 0.9  # an edit list may leave out a few
 CHUNK_FRAMES = 64  # decoded at once, so that a long clip of large frames fits in memory
 decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a file is said by ClipError
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:cc|h):\d+:\s*")
@@ -56,7 +56,7 @@ class VideoFile:
         with _opened(path) as container:  # decord prints lines about what it cannot open, whatever its level
             if not container.streams.video:
                 raise ClipError(path, "no video stream")
-            indexed = container.streams.video[0].frames
+            indexed = container.streams.video[0].frames if "mp4" in container.format.name else 0  # AVI counts empty ones
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
         except Exception as error:
