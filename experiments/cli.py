@@ -68,8 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:  # a full disk, a folder that may not be written: the machine's state, so a line says it all
         code = _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except UnicodeEncodeError as error:
-        code = _complain(f"{error.object[:200]!a}: a name that is not UTF-8; rename the file", 1)
+        code = _complain(_unwritable_text(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unwritable_text(error: UnicodeEncodeError) -> str:
+    if error.encoding == "utf-8":
+        return f"{error.object[:200]!a}: a name that is not UTF-8; rename the file"
+    return f"the encoding {error.encoding} has no {error.object[error.start]!a}; set PYTHONIOENCODING=utf-8"
 
 
 def _complain(message: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def writable_file(path: Path) -> Path:
     """The path, if a file can be written there; missing folders above it are made. Raises UsageError otherwise."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and os.access(path, os.W_OK):  # perhaps a device or a pipe, beside which nothing can be made
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hicmae.config import RunConfig, from_dict, run_id, to_dict
-from hicmae.errors import RecordError
+from hicmae.errors import ConfigError, RecordError
 
 # What the states of a run mean, in the order in which a run passes through them.
 STATES = ("new", "planned", "submitted", "running", "interrupted", "failed", "blocked", "cancelled", "done")
@@ -103,8 +103,11 @@ class RunRecord:
         return record
 
     def config(self) -> RunConfig:
-        """The resolved configuration. Raises RecordError when it is missing, damaged or not this run's."""
-        config = from_dict(self._json("config.json"))
+        """The resolved configuration. Raises RecordError when it is missing, damaged, not this run's, or now refused."""
+        try:
+            config = from_dict(self._json("config.json"))
+        except ConfigError as error:
+            raise RecordError(f"{self.path}/config.json: {error}") from None
         if run_id(config) != self.id:
             raise RecordError(
                 f"{self.path}/config.json: does not hash to {self.id}; the record was edited or made by another version"

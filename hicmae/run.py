@@ -61,7 +61,7 @@ class Execution:
         return replace(
             self,
             workers=_setting(self.workers, "HICMAE_WORKERS", workers),
-            threads=_setting(self.threads, "HICMAE_THREADS", int(os.environ.get("OMP_NUM_THREADS", threads)), 1),
+            threads=_setting(self.threads, "HICMAE_THREADS", max(1, int(os.environ.get("OMP_NUM_THREADS", threads))), 1),
             checkpoint_every_s=_setting(self.checkpoint_every_s, "HICMAE_CHECKPOINT_S", CHECKPOINT_EVERY_S),
             on_error=_setting(self.on_error, "HICMAE_ON_ERROR", "fail"),
         )
@@ -93,8 +93,8 @@ def execute(
         try:
             return attempt.run()
         except Exception as error:
-            if isinstance(error, OSError):  # a write to a full disk does not say where
-                error.filename = error.filename or str(record.path)
+            if isinstance(error, OSError) and error.errno in _UNWRITABLE and not error.filename:
+                error.filename = str(record.path)  # a write to a full disk does not say where
             attempt.record_end(error)
             raise
 

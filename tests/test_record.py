@@ -145,6 +145,9 @@ def test_damage_is_told_with_the_file(record: RunRecord) -> None:
     write_json(record.path / "config.json", edited)
     with pytest.raises(RecordError, match="does not hash to"):
         record.config()
+    write_json(record.path / "config.json", {**edited, "optim": {**edited["optim"], "betas": [1.0, 2.0]}})
+    with pytest.raises(RecordError, match=r"config\.json: OptimConfig\.betas = "):  # as a version may refuse what an older took
+        record.config()
     with pytest.raises(RecordError, match="missing"):
         RunRecord(record.path.parent / "0000000000000000").config()
 

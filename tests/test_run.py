@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
+import av
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -281,6 +283,24 @@ def test_a_place_that_takes_no_record_is_named_in_one_line(runner: Runner) -> No
     line = f"error: {record.path}: File too large; free space or allow access there, or choose another place\n"
     assert log_of(record) == line
     assert events(record, "failed")[-1]["reason"] == line[7:-1] and not list(record.path.glob(".snap*"))
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("No such file: a.safetensors"), av.InvalidDataError(1094995529, "Invalid data", "clip.mp4")]
+)
+def test_the_reason_of_a_failure_is_in_the_words_of_what_failed(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from hicmae.run import Attempt, execute
+
+    def fail(attempt: Attempt) -> NoReturn:
+        raise error
+
+    record, words = runner.create(change(PRETRAIN, {"seed": 11})), str(error)
+    monkeypatch.setattr(Attempt, "run", fail)
+    with pytest.raises(type(error)):
+        execute(record.path, threads=1)
+    assert words in events(record, "failed")[-1]["reason"]
 
 
 def test_a_process_of_several_ends_without_waiting_for_threads(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from hicmae.errors import ClipError
 
 SAMPLE_RATE_HZ = 16000
 SHORTEST_SAMPLES = 1024  # 64 ms; the authors' release refuses less
-FEWEST_OF_INDEX = 0.9  # an edit list may leave out a few
+SHARE_PROMISED = 0.9  # of what the index of a file promises
 CHUNK_FRAMES = 64  # decoded at once, so that a long clip of large frames fits in memory
 decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a file is said by ClipError
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:cc|h):\d+:\s*")
@@ -56,15 +56,20 @@ class VideoFile:
         with _opened(path) as container:  # decord prints lines about what it cannot open, whatever its level
             if not container.streams.video:
                 raise ClipError(path, "no video stream")
-            indexed = container.streams.video[0].frames if "mp4" in container.format.name else 0  # AVI counts empty ones
+            promised = _promised(container)
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
         except Exception as error:
             raise self._undecodable(error) from None
         if not len(self._reader):
             raise ClipError(path, "no frames")
-        if len(self._reader) < FEWEST_OF_INDEX * indexed:  # cut off between two frames, which decord takes for the end
-            raise ClipError(path, f"{len(self._reader)} of {indexed} frames are there; the file is cut off or damaged")
+        self._refuse_if_cut_off(*promised)
+
+    def _refuse_if_cut_off(self, frames: int, seconds: float) -> None:
+        """Cut off between two frames, which decord takes for the end. An edit list may leave out frames, but not time."""
+        found = len(self)
+        if found < SHARE_PROMISED * frames and self.times_s()[-1] < SHARE_PROMISED * seconds:
+            raise ClipError(self.path, f"{found} of {frames} frames are there; the file is cut off or damaged")
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -72,6 +77,13 @@ class VideoFile:
     def times_s(self) -> NDArray[np.float32]:
         spans = np.asarray(self._reader.get_frame_timestamp(range(len(self))), dtype=np.float32)  # (n, 2)
         return np.append(spans[:, 0], spans[-1, 1])
+
+    def has_times(self) -> bool:
+        times = self.times_s()
+        return bool(times[0] > -1 and (np.diff(times) >= 0).all())
+
+    def fps(self) -> float:
+        return float(self._reader.get_avg_fps())
 
     def read(self, indices: Sequence[int]) -> list[Frames]:
         try:
@@ -94,12 +106,38 @@ class VideoFile:
     def _cause(self, error: Exception) -> str:
         """What PyAV says of the frames, which is in words; what decord said if PyAV finds nothing wrong."""
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path), metadata_errors="replace") as container:
                 stream = container.streams.video[0]
                 found = sum(1 for _ in container.decode(stream))
                 return f"{found} of {stream.frames} frames are there" if found < stream.frames else _short(error)
         except (av.FFmpegError, ValueError) as said:
             return _short(said)
+
+
+class UntimedVideo:
+    """A video that says no time of some frames, as AVI with B-frames: decord, which looks for times, gives others than asked.
+
+    PyAV decodes it from the beginning each time; frames last equally long.
+    """
+
+    def __init__(self, path: Path, frames: int, fps: float) -> None:
+        self.path, self._count, self._fps = path, frames, fps
+
+    def __len__(self) -> int:
+        return self._count
+
+    def times_s(self) -> NDArray[np.float32]:
+        return np.arange(self._count + 1, dtype=np.float32) / np.float32(self._fps)
+
+    def read(self, indices: Sequence[int]) -> list[Frames]:
+        wanted, found = set(indices), {}
+        with _opened(self.path) as container:
+            for number, frame in enumerate(islice(container.decode(video=0), max(wanted, default=-1) + 1)):
+                if number in wanted:
+                    found[number] = frame.to_ndarray(format="rgb24")
+        if wanted - found.keys():
+            raise ClipError(self.path, f"{len(self)} frames are promised, but frame {min(wanted - found.keys())} is not there")
+        return [found[index] for index in indices]
 
 
 class FrameFolder:
@@ -138,7 +176,10 @@ def picture_files(folder: Path) -> list[Path]:
 
 def open_frames(path: Path) -> FrameReader:
     """A reader of a video file or of a folder of pictures."""
-    return FrameFolder(path) if is_folder(path) else VideoFile(path)
+    if is_folder(path):
+        return FrameFolder(path)
+    video = VideoFile(path)
+    return video if video.has_times() else UntimedVideo(path, len(video), video.fps())
 
 
 def is_folder(path: Path) -> bool:
@@ -252,6 +293,12 @@ def _stream_s(stream: Any, whole_s: float | None) -> float | None:
     return float(stream.duration * stream.time_base) if stream.duration is not None else whole_s
 
 
+def _promised(container: Any) -> tuple[int, float]:
+    """Frames and seconds that the index of an MP4 promises, of several videos the least; AVI's counts empty frames, too."""
+    videos = container.streams.video if "mp4" in container.format.name else ()
+    return min((video.frames for video in videos), default=0), min((_stream_s(video, 0) or 0 for video in videos), default=0)
+
+
 def require_file(path: Path) -> None:
     """Raise ClipError unless this is a file with something in it."""
     try:
@@ -269,7 +316,7 @@ def _opened(path: Path) -> Iterator[Any]:
     """A file opened by PyAV; whatever goes wrong inside the block is a ClipError."""
     require_file(path)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             yield container
     except (av.FFmpegError, ValueError) as error:
         raise ClipError(path, f"unreadable; the file is cut off, damaged or not a media file ({_short(error)})") from None

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -33,6 +35,7 @@ from hicmae.errors import ClipError, HicmaeError
 FORMAT = 2
 PACK_CLIPS, PACKS_WANTED = 256, 32  # clips in a pack at most; packs of a small corpus, so that all cores can build
 OPEN_PACKS = 128  # of a kind; each takes one of the files that a process may open, often 1024, and opens in 35 us
+ABANDONED_S = 3600.0
 T = TypeVar("T")
 
 
@@ -110,8 +113,8 @@ class PackedFiles:
 
     def _made(self, number: int) -> Pack:
         place = self.packs[number]
-        for left in (place, *place.parent.glob(f".{place.name}.*.tmp")):  # damaged, and by a process that was killed
-            left.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)  # damaged
+        remove_abandoned(place.parent.glob(f".{place.name}.*.tmp"))
         end = min(len(self.files), (number + 1) * self.size)
         write_pack(place, (self._record(which) for which in range(number * self.size, end)))
         return Pack(place)
@@ -171,6 +174,14 @@ def _one_line(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise HicmaeError(f"clip store {folder}: {error.strerror}; set HICMAE_STORE") from None
+
+
+def remove_abandoned(files: Iterable[Path]) -> None:
+    """Remove what killed processes left; of another machine, which a lock may not reach, only what is not being written."""
+    for file in files:
+        with suppress(FileNotFoundError):
+            if f".{platform.node()}." in file.name or time.time() - file.stat().st_mtime > ABANDONED_S:
+                file.unlink()
 
 
 def build_all(kinds: Sequence[PackedFiles], workers: int | None = None) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import platform
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ class PackDamaged(Exception):
 
 def write_pack(path: Path, records: Iterable[bytes | str]) -> None:
     """Write records in order; a string is the reason why there is no record."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             ends, errors, position = [], {}, 0

@@ -8,6 +8,7 @@ Legend: B batch, N tokens, T frames, H height, W width, F spectrogram steps, M m
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,12 +38,16 @@ _AS_WRITTEN: Any = {"text.parse_math": False}  # a $ in the name of a file is no
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG, making its folder."""
+    """Write a PNG, whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
-        figure.savefig(path, dpi=_DPI, bbox_inches="tight")
-    return path
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
+            figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @mpl.rc_context(_AS_WRITTEN)

@@ -214,6 +214,39 @@ def test_a_file_cut_off_between_two_frames_is_no_shorter_clip(tmp_path: Path) ->
     assert refusal(clips.open_frames, cut) == "25 of 40 frames are there; the file is cut off or damaged"
 
 
+def test_a_video_that_shows_a_part_of_its_frames_is_whole(tmp_path: Path) -> None:
+    """As a cut without encoding anew leaves it: the index has all frames, an edit list says which are shown."""
+    path = write_clip(tmp_path / "whole.mp4", grey_frames(150))
+    data = bytearray(path.read_bytes())
+    ticks, place = 1000, data.find(b"elst")
+    assert place > 0 and int.from_bytes(data[place + 12 : place + 16], "big") == 6 * ticks
+    for name, offset in ((b"elst", 12), (b"tkhd", 24), (b"mvhd", 20), (b"mdhd", 20)):
+        at = data.find(name) + offset
+        length = int.from_bytes(data[at : at + 4], "big")
+        data[at : at + 4] = (length // 3).to_bytes(4, "big")
+    path.write_bytes(data)
+    assert shades(clips.open_frames(path).read([0, 49])) == [10, 108]
+
+
+def test_words_in_another_encoding_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "tagged.mp4"
+    with (
+        av.open(str(write_clip(tmp_path / "a.mp4", grey_frames(20), tone(0.8, 16000)))) as source,
+        av.open(str(path), "w") as sink,
+    ):
+        sink.metadata["title"] = "Gefuehl"
+        copies = {stream: sink.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream]
+                sink.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"Gefuehl", b"Gef\xfc\xfchl"[:7]))
+    with pytest.raises(UnicodeDecodeError), av.open(str(path)):
+        pass
+    assert len(clips.open_frames(path)) == 20
+    assert len(clips.read_sound(path)) and clips.probe(path).frames == 20
+
+
 def test_frames_that_are_overwritten_are_refused_or_decoded_but_never_missing(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
     path = write_clip(tmp_path / "damaged.mp4", noise)

@@ -34,6 +34,13 @@ def test_a_validation_folder_is_the_test_part_where_there_is_no_other(tmp_path: 
     assert [key for key, sample in samples.items() if sample.test_folds] == ["c", "d"]
 
 
+def test_a_validation_folder_is_the_training_where_there_is_a_test_part_alone(tmp_path: Path) -> None:
+    """As VoxCeleb2 is distributed."""
+    corpus, samples = read(clips(tmp_path, "dev/h/a.mp4", "dev/s/b.mp4", "test/h/c.mp4", "test/s/d.mp4"))
+    assert (corpus.classes, corpus.folds) == (("h", "s"), (1,))
+    assert [key for key, sample in samples.items() if sample.test_folds] == ["c", "d"]
+
+
 def test_training_alone_has_classes_and_no_fold(tmp_path: Path) -> None:
     corpus, _ = read(clips(tmp_path, "Training/h/a.mp4", "Training/s/b.mp4"))
     assert (corpus.classes, corpus.folds) == (("h", "s"), ())
@@ -43,7 +50,7 @@ def test_training_alone_has_classes_and_no_fold(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["train/h/a.mp4", "test/h/b.mp4", "extra/h/c.mp4"], "holds the folders extra, test, train; they must be train and test"),
-        (["test/h/b.mp4", "val/h/c.mp4"], "holds the folders test, val; they must be train and test"),
+        (["test/h/b.mp4"], "holds the folders test; they must be train and test"),
         (["happy/a.mp4", "test/b.mp4"], "holds the folders happy, test; .* or all be classes of other names"),
         (["notes.txt", "script.py"], "holds no clips"),
     ],

@@ -191,7 +191,7 @@ def test_a_folder_holds_clips_of_one_corpus(tmp_path: Path, monkeypatch: pytest.
     heard = Settings(modality="A")
     folder = go(names[0], tmp_path, heard).folder
     files = media(folder)
-    message = r"mine holds clips made with corpus 'csv:.*first/mine.csv' instead of 'csv:.*second/mine.csv'; .* another --out"
+    message = "mine holds clips made with corpus 'csv:.*first/mine.csv' instead of 'csv:.*second/mine.csv'; .* only moved, name"
     with pytest.raises(UsageError, match=message):
         go(names[1], tmp_path, heard)
     assert media(folder) == files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from media_files import grey_frames, write_clip
@@ -31,6 +32,23 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = grey_frames(50).copy()
     frames[:, :, 32:] = 255
     return write_clip(tmp_path_factory.mktemp("film") / "film.mp4", frames)
+
+
+def test_a_part_of_an_avi_with_b_frames_has_the_right_frames(tmp_path: Path) -> None:
+    """decord knows no times for some of its frames, and says so with -3e17."""
+    path = tmp_path / "film.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"bf": "2", "qscale": "2", "flags": "+qscale"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in grey_frames(75):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert [round(float(frame.mean())) for frame in clips.open_frames(path).read([74, 10])] == [158, 30]
+    part = PartOfVideo(Part(path, 0.4, 1.6, "left"))
+    shades = [round(float(frame.mean())) for frame in part.read(range(len(part)))]
+    assert len(part) == 30
+    assert np.abs(np.array(shades) - np.arange(30, 90, 2)).max() <= 3
+    assert np.diff(part.times_s()) == pytest.approx(np.full(30, 0.04), abs=1e-4)
 
 
 def test_a_part_has_the_frames_that_begin_in_its_time(film: Path) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from experiments import cli
+from experiments.outputs import writable_file
 
 BENCHES = ("data", "launch", "model", "report", "tracking")
+
+
+def test_devices_pipes_and_files_in_folders_that_take_no_other_can_be_written(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (Path("/dev/null"), pipe, Path("/proc/self/comm")):
+        assert writable_file(path) == path
 
 
 @pytest.mark.parametrize("name", BENCHES)

@@ -257,7 +257,9 @@ def table(text: str, delimiter: str = ",", place: object = "a table") -> list[di
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
         return [_named(row, f"{place}, line {rows.reader.line_num}") for row in rows]
     except csv.Error as error:  # a quote that is never closed would take the following lines into one field
-        reason = f"unreadable table up to line {rows.reader.line_num} ({error}); look for a quote left open"
+        reason = (
+            f"unreadable table up to line {rows.reader.line_num} ({error}); look for a quote left open, or for spaces behind one"
+        )
         raise ClipError(place, reason) from None
 
 

@@ -4,7 +4,7 @@ A sound file of the same name beside the video is its sound; a folder of picture
 is a video and wins over a video file of that name, whose sound it then has. Files that are no media are passed over.
 
 Clips below test are the test part of the only fold, all others are training. A validation folder (val, valid, validation, dev)
-is the test part where there is no test folder; else its clips join training, from which validation cuts its own groups.
+is the test part where there is no test folder; else its clips join training, or are it, and validation cuts its own groups there.
 
     hicmae data check folder:/data/mine
 """
@@ -57,7 +57,7 @@ def _parts(name: str, clips: Iterable[PurePosixPath]) -> tuple[frozenset[str], f
     understood = TRAIN | VALIDATION | TEST
     if not lower & understood:
         return None
-    if lower - understood or not lower & TRAIN:
+    if lower - understood or not (lower & TRAIN or (lower & VALIDATION and lower & TEST)):
         raise UsageError(
             f"{name}: holds the folders {', '.join(sorted(tops))}; they must be train and test, perhaps with "
             f"one of {', '.join(sorted(VALIDATION))}, or all be classes of other names"

@@ -26,10 +26,10 @@ def listing(tree: Tree) -> list[Sample]:
     media = media_by_stem(tree, NAME.pattern)
     samples: dict[str, Sample] = {}
     for name, _ in tree.matching(r"\.csv"):
-        rows = table(tree.read(name), place=tree.root / name)
-        if not rows or not {"videoname", "sample", "name"} & set(rows[0]):
-            continue
-        for row in rows:
+        text = tree.read(name)
+        if not {"videoname", "sample", "name"} & set(re.findall(r"\w+", text.partition("\n")[0].lower())):
+            continue  # some other table
+        for row in table(text, place=tree.root / name):
             clip = column(row, ("videoname", "sample", "name"), tree.root / name)
             match = NAME.fullmatch(clip)
             if not match:

@@ -175,7 +175,10 @@ def _claim(folder: Path, settings: Settings, source: str) -> None:
         held: dict[str, Any] = {"corpus": source, **json.loads(note.read_text())}  # early notes name none
     other = ", ".join(f"{key} {held.get(key)!r} instead of {value!r}" for key, value in wanted.items() if held.get(key) != value)
     if other:
-        raise UsageError(f"{folder} holds clips made with {other}; use the same options, another --out, or remove that folder")
+        moved = f"; where the data have only moved, name their new place in {note}" if held["corpus"] != source else ""
+        raise UsageError(
+            f"{folder} holds clips made with {other}; use the same options, another --out, or remove that folder{moved}"
+        )
 
 
 def read_journal(folder: Path) -> dict[str, tuple[str, Found]]:
