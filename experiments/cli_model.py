@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +29,7 @@ from experiments.bench_report import bench_report
 from experiments.bench_tracking import bench_tracking
 from hicmae.errors import HicmaeError, UsageError, raise_unknown
 from hicmae.presets import ENCODERS, check_size
+from hicmae.whole import written_whole
 
 if TYPE_CHECKING:
     from hicmae.model.summary import Summary
@@ -335,19 +335,16 @@ def _write_features(path: Path, clips: list[Path], features: Any) -> None:
     names = [str(clip) for clip in clips]
     table = pd.DataFrame(features, columns=[f"feature_{i}" for i in range(features.shape[1])])
     table.insert(0, "clip", names)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        if path.suffix == ".npz":
-            np.savez(temporary, clips=np.array(names), features=features)
-        elif path.suffix == ".csv":
-            table.to_csv(temporary, index=False)
-        else:
-            table.to_parquet(temporary, index=False)
-        temporary.replace(path)
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            if path.suffix == ".npz":
+                np.savez(file, clips=np.array(names), features=features)
+            elif path.suffix == ".csv":
+                table.to_csv(file, index=False)
+            else:
+                table.to_parquet(file, index=False)
     except OSError as error:
         raise _unwritable(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_file(path: Path, endings: tuple[str, ...]) -> None:

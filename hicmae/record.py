@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from hicmae.config import RunConfig, from_dict, run_id, to_dict
 from hicmae.errors import ConfigError, RecordError
+from hicmae.whole import written_whole
 
 # What the states of a run mean, in the order in which a run passes through them.
 STATES = ("new", "planned", "submitted", "running", "interrupted", "failed", "blocked", "cancelled", "done")
@@ -44,15 +44,10 @@ def runs_root() -> Path:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            json.dump(values, file, indent=1, sort_keys=True, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, temporary.open("w") as file:
+        json.dump(values, file, indent=1, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:

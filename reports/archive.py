@@ -34,6 +34,7 @@ import hicmae
 from experiments import recorded_code, study_file
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.provenance import ROOT
+from hicmae.whole import written_whole
 from reports import corpora, environments
 from reports.environments import LOCK
 from reports.provenance import mlflow_links
@@ -90,18 +91,14 @@ def export(
     Raises UsageError for an unknown study and HicmaeError when the file cannot be written.
     """
     files, notes = _contents(runs_root, name, checkpoints)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with written_whole(target) as temporary, temporary.open("wb") as file:
             _write(file, name, files, progress)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
         return Exported(target, len(files) + 1, target.stat().st_size, tuple(notes))
     except OSError as error:
         raise HicmaeError(f"{target}: not written ({error.strerror or error}); nothing was left half done") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write(file: IO[bytes], name: str, files: Mapping[str, Contents], progress: Callable[[int, int], None]) -> None:

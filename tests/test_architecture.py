@@ -19,7 +19,7 @@ PACKAGES = ("hicmae", "experiments", "ablations", "slurm", "reports")
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("hicmae", "hicmae.checked", "hicmae.config", "hicmae.errors"),
-        *("hicmae.seeding", "hicmae.record", "hicmae.presets", "hicmae.waiting"),
+        *("hicmae.seeding", "hicmae.record", "hicmae.presets", "hicmae.waiting", "hicmae.whole"),
     ),
     ("hicmae.model", "hicmae.data", "hicmae.metrics"),
     ("hicmae.train", "hicmae.tracking", "hicmae.provenance"),

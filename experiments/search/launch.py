@@ -26,6 +26,7 @@ from experiments.search import space as spaces
 from experiments.search.definition import Search
 from experiments.search.worker import STORAGE, Request, folder_of, opened, requested
 from hicmae.errors import UsageError, raise_unknown
+from hicmae.whole import written_whole
 from slurm import code
 
 if TYPE_CHECKING:
@@ -85,9 +86,8 @@ def _kept(request: Request) -> Request:
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / Path(request.name).name
     if not place.exists():
-        temporary = folder / f".{place.name}-{os.getpid()}"
-        temporary.write_bytes(content)
-        temporary.replace(place)
+        with written_whole(place) as temporary:
+            temporary.write_bytes(content)
     return replace(request, name=str(place))
 
 

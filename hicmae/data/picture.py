@@ -5,7 +5,6 @@ hicmae data show clip.mp4
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from hicmae.config import EncoderConfig
 from hicmae.data import clips, sampling
 from hicmae.errors import ClipError, UsageError
+from hicmae.whole import write_png
 
 STRIDE = 4  # frames, as in the published input
 
@@ -38,11 +38,7 @@ def draw_clip(path: Path, output: Path) -> Path:
     if facts.sample_rate_hz:
         _draw_sound(figure, grid[rows - 2 :, :].subgridspec(2, 1), path, encoder)
     figure.suptitle(_title(path, facts), fontsize="small", parse_math=False)  # a name may have two dollar signs
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in any script; they become boxes
-        figure.savefig(output, dpi=120)
-    return output
+    return write_png(figure, output, dpi=120)
 
 
 def _png(output: Path) -> Path:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import mmap
 import os
-import platform
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hicmae.whole import written_whole
 
 _MAGIC = b"HICMAEP1"
 _FOOTER = struct.Struct("<QQ16s8s")
@@ -32,24 +33,19 @@ class PackDamaged(Exception):
 
 def write_pack(path: Path, records: Iterable[bytes | str]) -> None:
     """Write records in order; a string is the reason why there is no record."""
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            ends, errors, position = [], {}, 0
-            for number, record in enumerate(records):
-                if isinstance(record, str):
-                    errors[str(number)] = record
-                else:
-                    position += file.write(record)
-                ends.append(position)
-            index = struct.pack("<Q", len(ends)) + np.asarray(ends, "<u8").tobytes() + json.dumps(errors).encode()
-            file.write(index)
-            file.write(_FOOTER.pack(position, len(index), _digest(index), _MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        ends, errors, position = [], {}, 0
+        for number, record in enumerate(records):
+            if isinstance(record, str):
+                errors[str(number)] = record
+            else:
+                position += file.write(record)
+            ends.append(position)
+        index = struct.pack("<Q", len(ends)) + np.asarray(ends, "<u8").tobytes() + json.dumps(errors).encode()
+        file.write(index)
+        file.write(_FOOTER.pack(position, len(index), _digest(index), _MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Pack:

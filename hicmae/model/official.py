@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import struct
 import warnings
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from hicmae.errors import HicmaeError
 from hicmae.model.classify import HiCMAEClassifier
+from hicmae.whole import written_whole
 
 State = dict[str, Tensor]
 _CONTAINERS = ("model", "module")  # where the release, or DeepSpeed, keeps the state dict inside a file
@@ -93,16 +93,12 @@ def save_official(model: nn.Module, path: Path | str, about: Mapping[str, Any] |
     """
     path = Path(path)
     beside = {_ABOUT: json.dumps(about, sort_keys=True)} if about else None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         if path.suffix == ".safetensors":
             temporary.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in to_official(model).items()}, beside))
         else:
             with temporary.open("wb") as file:
                 torch.save({"model": to_official(model), **(beside or {})}, file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def initialise_from_pretrain(

@@ -8,8 +8,6 @@ Legend: B batch, N tokens, T frames, H height, W width, F spectrogram steps, M m
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from hicmae.metrics import Floats
 from hicmae.model.classify import HiCMAEClassifier
 from hicmae.model.layers import Block, patch_view, take_patches
 from hicmae.model.pretrain import HiCMAEPretrain
+from hicmae.whole import write_png
 
 _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
 FEWEST = 3  # samples in a map of features
@@ -39,15 +38,7 @@ _AS_WRITTEN: Any = {"text.parse_math": False}  # a $ in the name of a file is no
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
-            figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return write_png(figure, path, dpi=_DPI, bbox_inches="tight")
 
 
 @mpl.rc_context(_AS_WRITTEN)

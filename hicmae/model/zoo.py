@@ -91,7 +91,8 @@ def open_model(
 ) -> Loaded:
     """As `load`, with the configuration, and without a warning."""
     path = Path(source)
-    given = {name for name, value in _options(config, stage, outputs, epoch).items() if value is not None}
+    options = {"config": config, "stage": stage, "outputs": outputs, "epoch": epoch}
+    given = {name for name, value in options.items() if value is not None}
     record = next((place for place in (path, runs_root() / path.name) if (place / "config.json").is_file()), None)
     if record is not None:
         _refuse(given - {"epoch"}, f"{source} is a run, which says it itself")
@@ -104,10 +105,6 @@ def open_model(
     if outputs is not None and preset.config.stage == "pretrain":
         _refuse({"outputs"}, "a pre-trained model has no head")
     return preset
-
-
-def _options(config: RunConfig | None, stage: str | None, outputs: int | None, epoch: int | None) -> dict[str, Any]:
-    return {"config": config, "stage": stage, "outputs": outputs, "epoch": epoch}
 
 
 def _refuse(names: set[str], why: str) -> None:

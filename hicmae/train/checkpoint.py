@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hicmae.errors import HicmaeError, RecordError
+from hicmae.whole import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,11 +130,10 @@ def file_digest(path: Path) -> str:
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            write(temporary)
+            _sync(temporary)
         _sync(path.parent)
     except Exception as error:
         if not _is_io(error):
@@ -141,8 +141,6 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise HicmaeError(
             f"cannot write the weights {path}: {_one_line(error)}; free space there and launch the run again"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write(temporary: Path, final: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:

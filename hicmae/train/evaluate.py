@@ -22,6 +22,7 @@ from hicmae.model.classify import HiCMAEClassifier
 from hicmae.model.losses import finetune_loss
 from hicmae.train.distributed import World
 from hicmae.train.objective import autocast
+from hicmae.whole import written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,12 +134,8 @@ def write_predictions(path: Path, tables: list[pa.Table]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with written_whole(path) as temporary:
         pq.write_table(pa.concat_tables(tables), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _keys(batch: Mapping[str, Any]) -> list[tuple[str, int]]:

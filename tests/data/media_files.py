@@ -65,14 +65,19 @@ def _mux_sound(container, audio, sound, rate_hz: int, layout: str) -> None:  # t
 
 def index_in_front(whole: Path) -> Path:
     """The same clip as downloads have it: its index stands before the frames and says how many there should be."""
-    front = whole.with_name("front.mp4")
-    with av.open(str(whole)) as source, av.open(str(front), "w", options={"movflags": "faststart"}) as sink:
+    return copied(whole, whole.with_name("front.mp4"))
+
+
+def copied(whole: Path, path: Path, title: str = "") -> Path:
+    """The same streams in another MP4, with its index in front."""
+    with av.open(str(whole)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as sink:
+        sink.metadata["title"] = title
         copies = {stream: sink.add_stream_from_template(stream) for stream in source.streams}
         for packet in source.demux():
             if packet.dts is not None:
                 packet.stream = copies[packet.stream]
                 sink.mux(packet)
-    return front
+    return path
 
 
 def write_table(root: Path, clips: int = 12, frames: int = 40, folds: int = 2) -> Path:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -258,8 +259,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
 def test_features_are_written_whole_or_not_at_all(
     hicmae: Callable[..., Done], clips: list[Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: Path, **_: object) -> None:
-        Path(file).write_bytes(b"half")
+    def full(file: IO[bytes], **_: object) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "f.npz").write_text("older")

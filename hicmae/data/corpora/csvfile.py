@@ -107,12 +107,16 @@ def _row(row: dict[str, str], targets: list[str], path: Path, number: int) -> Ro
 
 
 def _label(row: dict[str, str], names: tuple[str, ...], place: str) -> str:
-    text = column(row, names, place)
+    return _whole(column(row, names, place))
+
+
+def _whole(text: str) -> str:
+    """A whole number without the point behind it; any other text as it is."""
     return match[1] if (match := _WHOLE.fullmatch(text)) else text
 
 
 def _folds(text: str, place: str) -> tuple[int, ...]:
-    folds = [match[1] if (match := _WHOLE.fullmatch(fold)) else fold for fold in text.split()]
+    folds = [_whole(fold) for fold in text.split()]
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,3}", fold) for fold in folds):
         raise ClipError(place, f"fold {text!r} is not a number of a fold; these are whole and begin with 1")
     return tuple(int(fold) for fold in folds)

@@ -24,6 +24,7 @@ from threading import Thread
 from filelock import FileLock
 
 from hicmae.errors import HicmaeError, UsageError
+from hicmae.whole import written_whole
 
 GENERATOR_VERSION = 1  # to be raised whenever pictures or sound change
 CLASSES = ("calm_negative", "calm_positive", "excited_negative", "excited_positive")
@@ -201,12 +202,10 @@ def _manifest(rows: list[Row]) -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    with written_whole(path) as temporary, temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _is_there(path: Path) -> bool:

@@ -6,7 +6,6 @@ with one build of the codecs.
 
 from __future__ import annotations
 
-import os
 import wave
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +22,7 @@ from scipy.signal import resample_poly
 
 from hicmae.data.synthetic.script import Array
 from hicmae.data.synthetic.voices import SAMPLE_RATE_HZ
+from hicmae.whole import written_whole
 
 Frames = NDArray[np.uint8]
 BITEXACT = Flags.bitexact
@@ -59,15 +59,11 @@ def write_media(
     .wav 16-bit PCM (sound alone).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         if path.suffix == ".wav":
             _encode_wav(temporary, np.zeros(0) if sound is None else sound, wav_rate_hz)
         else:
             _encode(temporary, CODECS[path.suffix], frames, sound, fps)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,42 @@
+"""Files that are there whole or not at all.
+
+with written_whole(path) as temporary:
+    temporary.write_text(text)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path`, of this machine, process and thread alone; it becomes `path` when the block ends well.
+
+    When it does not, it is removed and an older file stays. What must survive a power failure is synced in the block.
+    """
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_png(figure: Figure, path: Path, **options: Any) -> Path:
+    """Write a picture, making its folder; `options` are those of `savefig`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names in any script; a box stands for it
+        figure.savefig(temporary, format="png", **options)
+    return path
