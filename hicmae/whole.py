@@ -24,7 +24,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A hidden name beside `path`, of this machine, process and thread alone; it becomes `path` when the block ends well.
 
     When it does not, it is removed and an older file stays. What must survive a power failure is synced in the block.
+    A device, a pipe, or a file in a folder that takes no other is written in place.
     """
+    if path.exists() and not path.is_dir() and not (path.is_file() and os.access(path.parent, os.W_OK, effective_ids=True)):
+        yield path
+        return
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
