@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from hicmae.config import RunConfig, from_dict, run_id, to_dict
 from hicmae.errors import ConfigError, RecordError
-from hicmae.whole import written_whole
+from hicmae.whole import sync, written_whole
 
 # What the states of a run mean, in the order in which a run passes through them.
 STATES = ("new", "planned", "submitted", "running", "interrupted", "failed", "blocked", "cancelled", "done")
@@ -46,8 +46,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all: temporary name, fsync, rename."""
     with written_whole(path) as temporary, temporary.open("w") as file:
         json.dump(values, file, indent=1, sort_keys=True, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:

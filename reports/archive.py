@@ -34,7 +34,7 @@ import hicmae
 from experiments import recorded_code, study_file
 from hicmae.errors import HicmaeError, UsageError
 from hicmae.provenance import ROOT
-from hicmae.whole import written_whole
+from hicmae.whole import sync, written_whole
 from reports import corpora, environments
 from reports.environments import LOCK
 from reports.provenance import mlflow_links
@@ -94,8 +94,7 @@ def export(
     try:
         with written_whole(target) as temporary, temporary.open("wb") as file:
             _write(file, name, files, progress)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         return Exported(target, len(files) + 1, target.stat().st_size, tuple(notes))
     except OSError as error:
         raise HicmaeError(f"{target}: not written ({error.strerror or error}); nothing was left half done") from None

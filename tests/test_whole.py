@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hicmae.whole import written_whole
+from hicmae.whole import sync, written_whole
 
 
 def test_a_block_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None:
@@ -30,8 +30,9 @@ def test_nothing_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:
         place.write_text("words")
     reader.join()
     assert heard == ["words"] and pipe.is_fifo()
-    with written_whole(Path("/dev/null")) as place:
-        place.write_text("words")
+    with written_whole(Path("/dev/null")) as place, place.open("w") as file:
+        file.write("words")
+        sync(file)
     assert Path("/dev/null").is_char_device()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hicmae.whole import written_whole
+from hicmae.whole import sync, written_whole
 
 _MAGIC = b"HICMAEP1"
 _FOOTER = struct.Struct("<QQ16s8s")
@@ -44,8 +44,7 @@ def write_pack(path: Path, records: Iterable[bytes | str]) -> None:
         index = struct.pack("<Q", len(ends)) + np.asarray(ends, "<u8").tobytes() + json.dumps(errors).encode()
         file.write(index)
         file.write(_FOOTER.pack(position, len(index), _digest(index), _MAGIC))
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 class Pack:

@@ -24,7 +24,7 @@ from threading import Thread
 from filelock import FileLock
 
 from hicmae.errors import HicmaeError, UsageError
-from hicmae.whole import written_whole
+from hicmae.whole import sync, written_whole
 
 GENERATOR_VERSION = 1  # to be raised whenever pictures or sound change
 CLASSES = ("calm_negative", "calm_positive", "excited_negative", "excited_positive")
@@ -204,8 +204,7 @@ def _manifest(rows: list[Row]) -> str:
 def _write_whole(path: Path, text: str) -> None:
     with written_whole(path) as temporary, temporary.open("w") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def _is_there(path: Path) -> bool:
